@@ -1,0 +1,128 @@
+"""Which dims of a graph run over the pruned tokens: union of dims that share a factor, seeded at the prune sites.
+
+Nothing here looks at sizes: with 64 tokens and head size 64 a value says nothing, a factor does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from tpcompile import ops
+from tpcompile.axes import Factors, parse
+from tpcompile.passes.rules import RULES, Rule, call_of, tensor_nodes
+
+Key = tuple[str, int, int]
+"""(node, output, dim)."""
+
+PRUNE = torch.ops.tpcompile.prune.default
+COMPACT = torch.ops.tpcompile.compact.default
+assert ops.prune  # importing tpcompile.ops registers both
+
+_SITE = Factors(*parse("b n c, b n, b n -> b n c"))
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An op call with its factors.
+
+    Attributes:
+        node: the call.
+        factors: how its dims correspond; None when the op has no rule.
+        operands: tensor inputs, in the order of ``factors.ins``.
+        rule: its rule; None for prune and for ops without one.
+    """
+
+    node: fx.Node
+    factors: Factors | None
+    operands: tuple[fx.Node, ...]
+    rule: Rule | None = None
+
+    def of(self, operand: int, factor: str) -> Iterator[int]:
+        """Dims of an operand that belong to a factor."""
+        assert self.factors is not None
+        return (d for d, f in enumerate(self.factors.ins[operand]) if f == factor)
+
+
+class AxesMap:
+    """The token dims of a graph.
+
+    Args:
+        graph: a functional ATen graph with at least one prune node.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.calls: dict[str, Described] = {}
+        self._parent: dict[Key, Key] = {}
+        for node in graph.nodes:
+            self._visit(node)
+        sites = [n for n in graph.nodes if n.target is PRUNE]
+        self.roots = {self._find((n.args[1].name, 0, 1)) for n in sites}
+
+    def is_token(self, node: fx.Node, dim: int, output: int = 0) -> bool:
+        """Whether a dim runs over the pruned tokens."""
+        return self._find((node.name, output, dim)) in self.roots
+
+    def token_dims(self, node: fx.Node) -> list[int]:
+        """The token dims of a node's (first) output."""
+        value = node.meta.get("val")
+        return [d for d in range(value.dim()) if self.is_token(node, d)] if isinstance(value, torch.Tensor) else []
+
+    def _find(self, key: Key) -> Key:
+        while (above := self._parent.get(key, key)) != key:
+            self._parent[key] = self._parent.get(above, above)
+            key = above
+        return key
+
+    def _union(self, keys: list[Key]) -> None:
+        for key in keys[1:]:
+            self._parent[self._find(key)] = self._find(keys[0])
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op != "call_function":
+            return
+        if not isinstance(node.target, OpOverload):
+            self._getitem(node)
+            return
+        operands = tuple(tensor_nodes(node))
+        call = describe(node, operands)
+        if call is None:
+            return
+        self.calls[node.name] = call
+        if call.factors is None:
+            return
+        linked: dict[str, list[Key]] = {}
+        for operand, dims in zip(operands, call.factors.ins, strict=False):
+            for d, factor in enumerate(dims):
+                if factor is not None:
+                    linked.setdefault(factor, []).append((operand.name, 0, d))
+        for o, dims in enumerate(call.factors.outs):
+            for d, factor in enumerate(dims):
+                if factor is not None:
+                    linked.setdefault(factor, []).append((node.name, o, d))
+        for keys in linked.values():
+            self._union(keys)
+
+    def _getitem(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and len(node.args) == 2:
+            source, output = node.args
+            assert isinstance(source, fx.Node)
+            assert isinstance(output, int)
+            for d in range(value.dim()):
+                self._union([(source.name, output, d), (node.name, 0, d)])
+
+
+def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
+    """The factors of one call; None for ops without tensor inputs or outputs (sizes, assertions, constants)."""
+    value = node.meta.get("val")
+    if not operands or not isinstance(value, (torch.Tensor, tuple, list)):
+        return None
+    if node.target is PRUNE:
+        return Described(node, _SITE, operands)
+    rule = RULES.get(node.target)  # type: ignore[call-overload]
+    if rule is None:
+        return Described(node, None, operands)
+    return Described(node, rule.factors(call_of(node)), operands, rule)

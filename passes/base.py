@@ -1,0 +1,118 @@
+"""The pass contract and the pipeline: a pass is a frozen value, ``Program -> Program``, and states which stage it takes and gives."""
+
+import difflib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar
+
+from tpcompile.errors import StageError, TpcompileError, UsageError
+from tpcompile.passes.verify import verify
+from tpcompile.program import Program, Stage
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """One rewriting step. Its fields are its options; it prints as ``name{option=value}``."""
+
+    name: ClassVar[str]
+    takes: ClassVar[Stage]
+    gives: ClassVar[Stage]
+
+    def run(self, program: Program) -> Program:
+        """The rewritten program; the stage and the history are set by the caller."""
+        raise StageError(f"pass {self.name} does not implement run", fix="define run(program) in the pass")
+
+    def __call__(self, program: Program) -> Program:
+        """Check the stage, run, and record the step."""
+        if program.stage is not self.takes:
+            raise StageError(f"{self.name} takes a {self.takes.name.lower()} program, this one is {program.stage.name.lower()}", fix="run the passes in the pipeline's order")
+        return replace(self.run(program), stage=self.gives, history=(*program.history, str(self)))
+
+    def __str__(self) -> str:
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        options = ",".join(f"{k}={v}" for k, v in changed.items())
+        return f"{self.name}{{{options}}}" if options else self.name
+
+
+Hook = Callable[[GraphPass, Program, Program, float], None]
+"""Called after each pass with the pass, the program before and after, and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order they run; construction checks that the stages chain.
+
+    Attributes:
+        passes: the steps.
+    """
+
+    passes: tuple[GraphPass, ...]
+
+    def __post_init__(self) -> None:
+        for before, after in zip(self.passes, self.passes[1:], strict=False):
+            if before.gives is not after.takes:
+                raise StageError(f"{before.name} gives {before.gives.name.lower()}, {after.name} takes {after.takes.name.lower()}", fix="reorder the passes")
+
+    def __call__(self, program: Program, hook: Hook | None = None) -> Program:
+        """Run every pass, verifying the stage it promises after each.
+
+        Raises:
+            TpcompileError: from a pass, with ``during`` naming the pass and those before it.
+        """
+        verify(program)
+        for index, step in enumerate(self.passes):
+            begin, before = time.perf_counter(), program
+            try:
+                program = step(program)
+                verify(program)
+            except TpcompileError as error:
+                earlier = ", ".join(p.name for p in self.passes[:index])
+                error.during = error.during or f"{step.name}" + (f", after {earlier}" if earlier else "")
+                raise
+            if hook is not None:
+                hook(step, before, program, time.perf_counter() - begin)
+        return program
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+    @classmethod
+    def parse(cls, text: str, known: Mapping[str, type[GraphPass]]) -> "Pipeline":
+        """Read ``"canonicalize,mark,place,compact,cleanup"`` back.
+
+        Raises:
+            UsageError: an unknown pass.
+        """
+        names = [name.strip() for name in text.split(",")]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UsageError(f"unknown pass: {', '.join(unknown)}", fix=f"passes are {', '.join(known)}")
+        return cls(tuple(known[name]() for name in names))
+
+
+class Dump:
+    """A hook that writes ``00-captured.txt``, ``01-canonicalize.txt``, ... with a ``.diff`` against the step before, and ``rules.txt``.
+
+    Args:
+        folder: where to; created.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.step = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, step: GraphPass, before: Program, after: Program, seconds: float) -> None:
+        """Write one step."""
+        old, new = str(before), str(after)
+        if self.step == 0:
+            self._write("00-captured.txt", old)
+        self.step += 1
+        name = f"{self.step:02d}-{step.name}"
+        self._write(f"{name}.txt", new)
+        self._write(f"{name}.diff", "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "before", name, lineterm="", n=1)))
+        self._write("rules.txt", "\n".join([*after.report, *(f"assumed: {a}" for a in after.assumptions)]))
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,108 @@
+"""captured -> captured: fewer ops, each with a rule.
+
+1. ``clone``, ``detach``, ``alias`` and metadata assertions vanish (the graph is functional);
+2. every reshape-like op is ``reshape`` with fixed sizes and at most one ``-1``: one constant node in an engine;
+3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
+4. equal expressions are computed once.
+"""
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from tpcompile.errors import NotDeterministic
+from tpcompile.passes.base import GraphPass
+from tpcompile.program import Program, Stage, where_of
+from tpcompile.text import line
+
+aten = torch.ops.aten
+_SAME = (aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default)
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+
+
+@dataclass(frozen=True)
+class Canonicalize(GraphPass):
+    """Bring the captured graph to the op set that has rules; the module docstring lists the cases."""
+
+    name: ClassVar[str] = "canonicalize"
+    takes: ClassVar[Stage] = Stage.CAPTURED
+    gives: ClassVar[Stage] = Stage.CAPTURED
+
+    def run(self, program: Program) -> Program:
+        """Return the simplified program."""
+        draft = program.draft()
+        for node in list(draft.graph.nodes):
+            _random(node)
+            if node.target is aten._assert_tensor_metadata.default:
+                draft.graph.erase_node(node)
+            elif node.target in _SAME:
+                node.replace_all_uses_with(node.args[0])
+            elif node.target in _RESHAPES:
+                _reshape(node)
+            elif node.target is aten.mean.dim:
+                _mean(draft.graph, node)
+        return share(program.adopt(draft))
+
+
+def share(program: Program) -> Program:
+    """Compute equal expressions once."""
+    draft = program.draft()
+    result = CSEPass()(draft)
+    return program.adopt(result.graph_module) if result is not None and result.modified else program
+
+
+def _random(node: fx.Node) -> None:
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        raise NotDeterministic(
+            f"{node.target} draws random numbers: masked and gathered runs would differ", where=where_of(node), node=line(node),
+            fix="call model.eval(), or replace sampling by its deterministic form",
+        )  # fmt: skip
+
+
+def _reshape(node: fx.Node) -> None:
+    sizes = list(node.meta["val"].shape)
+    dynamic = [d for d, s in enumerate(sizes) if not isinstance(s, int)]
+    if len(dynamic) <= 1:
+        given: list[Any] = [-1 if d in dynamic else s for d, s in enumerate(sizes)]
+    else:
+        written = node.args[1]
+        assert isinstance(written, (list, tuple))
+        given = [s if isinstance(s, int) else w for s, w in zip(sizes, written, strict=True)]
+    node.target = aten.reshape.default
+    node.args, node.kwargs = (node.args[0], given), {}
+
+
+def _mean(graph: fx.Graph, node: fx.Node) -> None:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    rank = source.meta["val"].dim()
+    listed = node.args[1] if len(node.args) > 1 and node.args[1] else list(range(rank))
+    assert isinstance(listed, (list, tuple))
+    dims = [int(str(d)) % rank for d in listed]
+    keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    with graph.inserting_before(node):
+        total = _like(node, graph.call_function(aten.sum.dim_IntList, (source, dims, keepdim), {"dtype": node.meta["val"].dtype}))
+        count: Any = 1
+        for d in dims:
+            size = source.meta["val"].shape[d]
+            if not isinstance(size, int):
+                size = _like(node, graph.call_function(aten.sym_size.int, (source, d)))
+            count = size if count == 1 else _product(graph, node, count, size)
+        quotient = _like(node, graph.call_function(aten.div.Tensor, (total, count)))
+    node.replace_all_uses_with(quotient)
+
+
+def _product(graph: fx.Graph, node: fx.Node, a: Any, b: Any) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return _like(node, graph.call_function(operator.mul, (a, b)))
+
+
+def _like(node: fx.Node, new: fx.Node) -> fx.Node:
+    """Give a new node the user line and module of the one it replaces."""
+    new.meta = {k: v for k, v in node.meta.items() if k in ("stack_trace", "nn_module_stack")}
+    return new

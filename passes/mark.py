@@ -1,0 +1,62 @@
+"""captured -> marked: find the sites.
+
+1. each distinct keep mask of a ``tpcompile::prune`` node is one site; nodes that share a mask share the site;
+2. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``;
+3. a program without a site is refused: it is dense.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from tpcompile.axes import TokenSet
+from tpcompile.errors import MarkError
+from tpcompile.passes.axesmap import PRUNE
+from tpcompile.passes.base import GraphPass
+from tpcompile.program import Program, Site, Stage, where_of
+from tpcompile.text import line
+
+
+@dataclass(frozen=True)
+class Mark(GraphPass):
+    """Name the sites in program order; the module docstring lists the cases."""
+
+    name: ClassVar[str] = "mark"
+    takes: ClassVar[Stage] = Stage.CAPTURED
+    gives: ClassVar[Stage] = Stage.MARKED
+
+    def run(self, program: Program) -> Program:
+        """Return the program with its sites."""
+        sites: dict[str, Site] = {}
+        report = []
+        for node in program.graph.nodes:
+            if node.op == "call_function" and node.target is PRUNE:
+                x, keep = node.args[:2]
+                score = node.args[2] if len(node.args) > 2 else None
+                _check(node, x, keep)
+                if keep.name in sites:
+                    report.append(f"shared: {node.name} at {where_of(node)} prunes by the mask of {sites[keep.name].name}")
+                    continue
+                level = len(sites) + 1
+                size = x.meta["val"].shape[1]
+                tokens = TokenSet(level, None, where_of(node))
+                sites[keep.name] = Site(f"site{level - 1}", node.name, keep.name, score.name if isinstance(score, fx.Node) else "", tokens)
+                report.append(f"accepted: site{level - 1} at {where_of(node)}: {size} tokens, keep {keep.name}")
+        if not sites:
+            raise MarkError(
+                "the model has no prune site: nothing in it calls tpcompile.ops.prune",
+                fix="wrap it with tpcompile.models.prune(model, method=...), or call ops.prune(x, keep) where tokens are dropped",
+            )
+        return replace(program, sites=tuple(sites.values()), report=(*program.report, *report))
+
+
+def _check(node: fx.Node, x: Any, keep: Any) -> None:
+    hidden, mask = x.meta["val"], keep.meta["val"]
+    if hidden.dim() == 3 and mask.dim() == 2 and mask.dtype is torch.bool:
+        return
+    raise MarkError(
+        f"prune takes hidden states [B, N, C] and a bool mask [B, N]; it got rank {hidden.dim()} and {str(mask.dtype).removeprefix('torch.')} rank {mask.dim()}",
+        where=where_of(node), node=line(node), fix="reshape the hidden states to [B, N, C] and pass the keep mask as bool [B, N]",
+    )  # fmt: skip

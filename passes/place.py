@@ -1,0 +1,271 @@
+"""marked -> placed: give every tensor its token sets, and prove that dropping equals masking.
+
+One fix-point over the axis rules:
+
+1. dims that share a factor with a site's token axis are token dims, forward and backward (``axesmap``);
+2. forward, a factor runs over the newest set among its operands; a site's result runs over the set born there;
+3. backward, a result that only newer sets read is computed on the newer set at once (masks are gathered once, as bools);
+4. each fold over a pruned set must see its neutral value at every dropped token (``facts``), or ``UnmaskedFold``;
+5. each position read on a pruned set is pinned when it counts from the front, or ``RigidAxis``;
+6. each keep mask is contained in the earlier ones, or ``RevivedToken``; an op without a rule on a pruned set is ``UnknownOp``;
+7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tpcompile.axes import Placement
+from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
+from tpcompile.passes.axesmap import PRUNE, AxesMap, Described
+from tpcompile.passes.base import GraphPass
+from tpcompile.passes.facts import Facts, Value
+from tpcompile.program import Program, Site, Stage, where_of
+from tpcompile.text import line
+
+
+@dataclass(frozen=True)
+class Place(GraphPass):
+    """Follow token axes and prove the sites; the module docstring lists the cases."""
+
+    name: ClassVar[str] = "place"
+    takes: ClassVar[Stage] = Stage.MARKED
+    gives: ClassVar[Stage] = Stage.PLACED
+
+    def run(self, program: Program) -> Program:
+        """Return the program with placements, pinned sites and assumptions."""
+        axes = AxesMap(program.graph)
+        if len(axes.roots) > 1:
+            last = program.node(program.sites[-1].node)
+            raise _error(TokenMismatch, last, "sites prune two unrelated token axes", "prune one sequence per program; export the encoders apart")
+        levels = Levels(program, axes)
+        facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
+        pins = Proof(program, axes, levels, facts).check()
+        sites = tuple(replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites)
+        placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
+        assumptions = (*program.assumptions, *dict.fromkeys(_assumptions(program, axes, facts)))
+        return replace(program, sites=sites, placements=placements, assumptions=assumptions)
+
+
+class Levels:
+    """The token set of every token dim: forward, then raised to what the readers need.
+
+    Args:
+        program: a marked program.
+        axes: its token dims.
+    """
+
+    def __init__(self, program: Program, axes: AxesMap) -> None:
+        self.axes = axes
+        self.of: dict[tuple[str, int], int] = {}
+        self.born = {site.keep: site.tokens.level for site in program.sites}
+        for node in program.graph.nodes:
+            self._forward(node)
+        for node in reversed(program.graph.nodes):
+            self._raise(node)
+
+    def get(self, node: fx.Node, dim: int) -> int:
+        """The level of a token dim; 0 for other dims."""
+        return self.of.get((node.name, dim), 0)
+
+    def highest(self, node: fx.Node) -> int:
+        """The newest set among a node's dims."""
+        return max((self.get(node, d) for d in self.axes.token_dims(node)), default=0)
+
+    def placement(self, node: fx.Node) -> Placement:
+        """The node's token dims with their sets."""
+        return Placement({d: self.get(node, d) for d in self.axes.token_dims(node)})
+
+    def factor(self, call: Described, factor: str) -> int:
+        """The set a factor runs over: the newest of its operands' and its result's."""
+        assert call.factors is not None
+        found = [self.get(n, d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
+        found += [self.get(call.node, d) for d, f in enumerate(call.factors.outs[0]) if f == factor]
+        return max(found, default=0)
+
+    def _forward(self, node: fx.Node) -> None:
+        call = self.axes.calls.get(node.name)
+        if call is None:
+            if node.op == "call_function" and len(node.args) == 2 and isinstance(node.args[0], fx.Node) and self.axes.token_dims(node):
+                self._write(node, {d: self.highest(node.args[0]) for d in self.axes.token_dims(node)})
+            return
+        if node.target is PRUNE:
+            self._write(node, {1: self._site_level(call)})
+            return
+        if call.factors is None:
+            self._unknown(call)
+            return
+        outs = call.factors.outs[0]
+        self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
+
+    def _write(self, node: fx.Node, dims: dict[int, int]) -> None:
+        self.of.update({(node.name, d): level for d, level in dims.items()})
+
+    def _site_level(self, call: Described) -> int:
+        x, keep = call.operands[:2]
+        level = self.born[keep.name]
+        if self.get(x, 1) > level or self.get(keep, 1) > level - 1:
+            raise _error(
+                TokenMismatch, call.node, f"tokens t{self.get(x, 1)} are pruned by a mask over t{self.get(keep, 1)}: sites must form one chain",
+                "derive each keep mask from the tokens that are alive at the site",
+            )  # fmt: skip
+        return level
+
+    def _unknown(self, call: Described) -> None:
+        for operand in call.operands:
+            if self.highest(operand) > 0:
+                raise _error(
+                    UnknownOp, call.node, f"no axis rule for {call.node.target}, and its input runs over pruned tokens",
+                    "add a rule with its sample (docs/add-an-op.md), or move the op before the first site",
+                )  # fmt: skip
+
+    def _raise(self, node: fx.Node) -> None:
+        call = self.axes.calls.get(node.name)
+        if call is None or call.factors is None or node.target is PRUNE:
+            return
+        blocked = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
+        for dim in self.axes.token_dims(node):
+            factor = call.factors.outs[0][dim]
+            needs = [self._need(user, node, dim) for user in node.users]
+            if factor is not None and factor not in blocked and needs:
+                self.of[node.name, dim] = max(self.get(node, dim), min(needs))
+
+    def _need(self, user: fx.Node, node: fx.Node, dim: int) -> int:
+        """The set a reader takes a token dim on."""
+        call = self.axes.calls.get(user.name)
+        if call is None or call.factors is None:
+            return self.get(node, dim)
+        if user.target is PRUNE:
+            return self.born[call.operands[1].name] - 1
+        needs = [self.factor(call, f) for i, n in enumerate(call.operands) if n is node and (f := call.factors.ins[i][dim]) is not None]
+        held = {call.factors.ins[i][dim] for i, n in enumerate(call.operands) if n is node}
+        return min(needs) if needs and not held & call.factors.rigid else self.get(node, dim)
+
+
+class Proof:
+    """The obligations of a placed graph; ``check`` raises at the first one that fails, in program order.
+
+    Args:
+        program: a marked program.
+        axes: its token dims.
+        levels: their sets.
+        facts: what dropped tokens hold.
+    """
+
+    def __init__(self, program: Program, axes: AxesMap, levels: Levels, facts: Facts) -> None:
+        self.program, self.axes, self.levels, self.facts = program, axes, levels, facts
+        self.pins: dict[int, int] = {}
+
+    def check(self) -> dict[int, int]:
+        """Return, per set, how many leading positions must be pinned."""
+        for node in self.program.graph.nodes:
+            if node.name in self.axes.calls:
+                self._call(self.axes.calls[node.name])
+            elif node.op == "output":
+                self._outputs(node)
+        return self.pins
+
+    def _call(self, call: Described) -> None:
+        if call.factors is None:
+            return
+        if call.node.target is PRUNE:
+            self._site(call)
+            return
+        for factor, level in self._pruned(call):
+            if factor in call.factors.rigid:
+                self._rigid(call, level)
+            elif factor in call.factors.folds:
+                self._fold(call, factor, level)
+            elif factor in call.factors.reads:
+                self._read(call, call.factors.reads[factor][1], level)
+
+    def _pruned(self, call: Described) -> Iterator[tuple[str, int]]:
+        assert call.factors is not None
+        for factor in sorted(call.factors.names):
+            dims = [(n, d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
+            if any(self.axes.is_token(n, d) for n, d in dims) and (level := self.levels.factor(call, factor)) > 0:
+                yield factor, level
+
+    def _fold(self, call: Described, factor: str, level: int) -> None:
+        assert call.factors is not None
+        neutral = call.factors.folds[factor]
+        facts = [(self.facts[n], d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
+        for cls in range(1, level + 1):
+            values = [fact.at(dim, cls) for fact, dim in facts]
+            if not any(v is not None and v.neutral(neutral) for v in values):
+                site = self.program.sites[cls - 1]
+                raise _error(
+                    UnmaskedFold, call.node,
+                    f"{call.node.target} combines over tokens that {site.name} ({site.where.short}) dropped, and nothing masks them there",
+                    "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; the masked model reads dropped tokens here",
+                )  # fmt: skip
+
+    def _rigid(self, call: Described, level: int) -> None:
+        raise _error(
+            RigidAxis, call.node, f"{call.node.target} reads positions or the count of tokens, and t{level} has lost some",
+            "compute it before the first site, read position 0, or pool with the keep mask",
+        )  # fmt: skip
+
+    def _read(self, call: Described, stop: int, level: int) -> None:
+        if stop == 1 and self.facts.first_kept(level):
+            return
+        self.pins[level] = max(self.pins.get(level, 0), stop)
+
+    def _site(self, call: Described) -> None:
+        x, keep = call.operands[:2]
+        level = self.levels.get(call.node, 1)
+        before = self.facts.before[keep.name]
+        for cls in range(1, level):
+            if before.at(1, cls) != Value(0.0):
+                earlier = self.program.sites[cls - 1]
+                raise _error(
+                    RevivedToken, call.node, f"a token dropped at {earlier.name} ({earlier.where.short}) could be kept here again",
+                    "write keep = earlier_keep & (score >= threshold)",
+                )  # fmt: skip
+        self._settled(keep, call.node, "the decision")
+
+    def _outputs(self, node: fx.Node) -> None:
+        results = node.args[0]
+        assert isinstance(results, (tuple, list))
+        for name, result in zip(self.program.output_names, results, strict=True):
+            if not isinstance(result, fx.Node):
+                continue
+            if (level := self.levels.highest(result)) > 0:
+                raise _error(
+                    RigidAxis, result, f"output {name!r} has one row per token, and t{level} has lost some",
+                    "return a pooled output (mean over the keep mask, or position 0); full-length outputs are not restored yet",
+                )  # fmt: skip
+            self._settled(result, result, f"output {name!r}")
+
+    def _settled(self, node: fx.Node, at: fx.Node, what: str) -> None:
+        if self.facts[node].pending:
+            site = self.program.sites[self.facts[node].pending - 1]
+            raise _error(
+                UnmaskedFold, at, f"{what} may read a softmax row whose keys were all dropped by {site.name} ({site.where.short}): it falls back to dropped tokens",
+                "keep a prefix token (keep = keep | first), or multiply the softmax by the keep mask of its queries",
+            )  # fmt: skip
+
+
+def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]:
+    """What the proof took for granted, one sentence per place."""
+    if program.sites:
+        yield "hidden states and logits are finite: 0 * x is 0"
+    for call in axes.calls.values():
+        if call.factors is None or float("-inf") not in call.factors.folds.values():
+            continue
+        fact, where = facts[call.operands[0]], where_of(call.node)
+        masks = [v.number for (d, cls), v in fact.held.items() if cls > 0 and v.masks and v.number != float("-inf")]
+        if masks:
+            yield f"{where.short} ({where.module}): logits spread less than {-max(masks) - 104:.0f}, so that masked keys underflow to 0"
+        if facts[call.node].pending:
+            yield f"{where.short} ({where.module}): a living token may attend to itself"
+
+
+def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:
+    return kind(message, where=where_of(node), node=line(node), fix=fix)
+
+
+assert torch.ops.tpcompile.prune

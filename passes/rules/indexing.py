@@ -1,0 +1,78 @@
+"""Ops that read by position: a position on a token axis is mapped, pinned, or refused."""
+
+import sys
+
+import torch
+
+from tpcompile.axes import Factors
+from tpcompile.passes.rules.base import Call, Held, names, register
+
+aten = torch.ops.aten
+
+
+def _select(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    (dim,) = call.dims("dim", len(letters))
+    outs = tuple(f for d, f in enumerate(letters) if d != dim)
+    index = call.args["index"]
+    if not isinstance(index, int) or index < 0:
+        return Factors((letters,), (outs,), rigid=frozenset({letters[dim]}))
+    return Factors((letters,), (outs,), reads={letters[dim]: (index, index + 1)})
+
+
+def _slice(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    dim = int(call.args.get("dim", 0)) % len(letters)
+    start, end, step = call.args.get("start") or 0, call.args.get("end"), call.args.get("step", 1)
+    if call.tensors[0].shape == call.out.shape:
+        return Factors((letters,), (letters,))
+    outs = tuple("out" if d == dim else f for d, f in enumerate(letters))
+    counts = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < sys.maxsize and step == 1
+    if not counts:
+        return Factors((letters,), (outs,), rigid=frozenset({letters[dim], "out"}))
+    return Factors((letters,), (outs,), reads={letters[dim]: (int(start), int(end))}, rigid=frozenset({"out"}))
+
+
+def _cat(call: Call) -> Factors:
+    letters = names(call.out.rank)
+    dim = int(call.args.get("dim", 0)) % len(letters)
+    ins = tuple(tuple(f"in{i}" if d == dim else f for d, f in enumerate(letters)) for i, _ in enumerate(call.tensors))
+    rigid = {letters[dim], *(f"in{i}" for i, _ in enumerate(call.tensors))}
+    return Factors(ins, (letters,), rigid=frozenset(rigid))
+
+
+def _embedding(call: Call) -> Factors:
+    letters = names(call.tensors[1].rank)
+    return Factors((("rows", "c"), letters), ((*letters, "c"),), rigid=frozenset({"rows"}))
+
+
+def _gather(call: Call) -> Factors:
+    letters = names(call.out.rank)
+    (dim,) = call.dims("dim", call.out.rank)
+    data, index = call.tensors
+    source = tuple("rows" if d == dim else f if data.shape[d] == index.shape[d] else None for d, f in enumerate(letters))
+    return Factors((source, letters), (letters,), rigid=frozenset({"rows"}))
+
+
+def _index_select(call: Call) -> Factors:
+    letters = names(call.out.rank)
+    dim = int(call.args["dim"]) % call.out.rank
+    source = tuple("rows" if d == dim else f for d, f in enumerate(letters))
+    return Factors((source, (letters[dim],)), (letters,), rigid=frozenset({"rows"}))
+
+
+def _ordered(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    dim = int(call.args.get("dim", -1)) % len(letters)
+    outs = tuple("out" if d == dim else f for d, f in enumerate(letters))
+    return Factors((letters,), tuple(outs for _ in call.outs), rigid=frozenset({letters[dim], "out"}))
+
+
+register(aten.select.int, _select, lambda: [(torch.randn(2, 5, 3), 1, 0), (torch.randn(2, 5, 3), 2, 1)], held=Held.COPY)
+register(aten.slice.Tensor, _slice, lambda: [(torch.randn(2, 5, 3), 1, 0, 2), (torch.randn(2, 5, 3), 2, 0, 3)], held=Held.COPY)
+register(aten.cat.default, _cat, lambda: [([torch.randn(2, 5, 3), torch.randn(2, 5, 4)], -1)])
+register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (2, 5)))])
+register(aten.gather.default, _gather, lambda: [(torch.randn(2, 5, 3), 2, torch.randint(0, 3, (2, 5, 4)))])
+register(aten.index_select.default, _index_select, lambda: [(torch.randn(2, 7, 3), 1, torch.randint(0, 7, (5,)))])
+register(aten.topk.default, _ordered, lambda: [(torch.randn(2, 5, 6), 2)])
+register(aten.sort.default, _ordered, lambda: [(torch.randn(2, 5, 6),)])

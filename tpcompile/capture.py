@@ -1,0 +1,138 @@
+"""nn.Module and example inputs -> Program[captured]: plain ATen from ``torch.export``, functional, in eval mode."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tpcompile.errors import CaptureError, NotDeterministic
+from tpcompile.program import Program, Stage
+from tpcompile.spec import TensorSpec
+
+Dynamic = Mapping[str, Mapping[int, str]]
+Ranges = Mapping[str, tuple[int, int]]
+
+
+def capture(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, ranges: Ranges | None = None) -> Program:
+    """Trace a model to functional ATen.
+
+    Args:
+        model: a module in eval mode whose forward takes the inputs by name and returns a tensor, a tuple or a mapping of tensors; or an
+            ExportedProgram of one.
+        inputs: example tensors by parameter name; dynamic dims need a size of at least 3 here.
+        dynamic: per input, dim -> name; dims of one name share a size.
+        ranges: per dim name, least and greatest size; default 2 to 8192.
+
+    Returns:
+        A Program at stage captured.
+
+    Raises:
+        NotDeterministic: the model is in training mode, or changes a buffer.
+        CaptureError: torch.export failed; its error is the cause.
+    """
+    if isinstance(model, ExportedProgram):
+        return _adopt(model, dict(inputs), dynamic or {})
+    if any(m.training for m in model.modules()):
+        raise NotDeterministic("the model is in training mode: dropout and batch statistics would be compiled in", fix="call model.eval() first")
+    dynamic = dynamic or {}
+    shapes = _shapes(inputs, dynamic, ranges or {})
+    names: dict[str, None] = {}
+    wrapped = _Named(model, dynamic, names)
+    try:
+        with tracing(), torch.no_grad():
+            exported = torch.export.export(wrapped, (), {"inputs": dict(inputs)}, dynamic_shapes={"inputs": shapes}, strict=False)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export could not trace {type(model).__name__}: {_first_line(error)}",
+            fix="remove Python branches on tensor values (torch.where), or pass example inputs that fit; torch's error is above",
+        ) from error
+    return _adopt(exported, dict(inputs), dynamic, tuple(names))
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """The context under which every trace, decomposition and emission runs: attention is plain math, third-party noise is silent."""
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        yield
+
+
+class _Named(nn.Module):
+    """Takes one dict of inputs, returns a tuple of tensors, and leaves the outputs' names in ``names``.
+
+    Dims of one name are declared equal here rather than through ``Dim`` objects: a model may narrow the range (a position table, a
+    slice), and that is to be reported, not refused.
+    """
+
+    def __init__(self, model: nn.Module, dynamic: Dynamic, names: dict[str, None]) -> None:
+        super().__init__()
+        self.captured, self.dynamic = model, dynamic
+        self.note = lambda found: names.update(dict.fromkeys(found))
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        first: dict[str, Any] = {}
+        for name, dims in self.dynamic.items():
+            for dim, symbol in dims.items():
+                torch._check(inputs[name].shape[dim] == first.setdefault(symbol, inputs[name].shape[dim]))
+        named = name_outputs(self.captured(**inputs))
+        self.note(named)
+        return tuple(named.values())
+
+
+def name_outputs(result: Any) -> dict[str, Tensor]:
+    """A module's result as name -> tensor: a mapping keeps its names, a tuple gets ``output_0``, one tensor is ``output``."""
+    if isinstance(result, Tensor):
+        return {"output": result}
+    pairs = result.items() if isinstance(result, Mapping) else ((f"output_{i}", value) for i, value in enumerate(result))
+    return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
+
+
+def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> dict[str, dict[int, Any]]:
+    unknown = set(dynamic) - set(inputs)
+    if unknown:
+        raise CaptureError(f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}")
+    names = {name for dims in dynamic.values() for name in dims.values()}
+    bounds = {name: ranges.get(name, (2, 8192)) for name in names}
+    known = {name: Dim.DYNAMIC(min=low, max=high) for name, (low, high) in bounds.items()}
+    return {name: {d: known[n] for d, n in dynamic.get(name, {}).items()} for name in inputs}
+
+
+def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynamic, names: tuple[str, ...] = ()) -> Program:
+    with tracing():
+        exported = exported.run_decompositions({})
+    signature = exported.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
+        raise NotDeterministic(f"the model changes its own state while it runs: {changed}", fix="keep state out of forward, or call model.eval()")
+    users = [s for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
+    specs = tuple(_spec(name, value, dynamic.get(name, {})) for name, value in inputs.items())
+    if len(users) != len(specs):
+        raise CaptureError(f"the program takes {len(users)} inputs, the example gives {len(specs)}", fix="pass one example tensor per input")
+    outputs = names or tuple(f"output_{i}" for i in range(len(signature.output_specs)))
+    return Program(exported, Stage.CAPTURED, specs, outputs, dims=_ranges(exported, users, specs))
+
+
+def _ranges(exported: ExportedProgram, users: Sequence[InputSpec], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:
+    """Dynamic dim name -> least and greatest size that the traced program takes; a model may have narrowed it."""
+    values = {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"}
+    found: dict[str, tuple[int, int]] = {}
+    for user, spec in zip(users, specs, strict=True):
+        for size, name in zip(values[user.arg.name].shape, spec.shape, strict=True):
+            if isinstance(name, str) and isinstance(size, torch.SymInt):
+                bounds = exported.range_constraints[size.node.expr]
+                found[name] = (int(bounds.lower), int(bounds.upper))
+    return found
+
+
+def _spec(name: str, value: Tensor, dims: Mapping[int, str]) -> TensorSpec:
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims.get(d, int(s)) for d, s in enumerate(value.shape)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

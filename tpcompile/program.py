@@ -1,0 +1,277 @@
+"""A Program: an executable graph at a known stage. The only module that touches ExportedProgram's internals.
+
+Every stage runs in eager torch, so parity can be checked after any pass. Passes take a copy of the graph (``program.draft()``), change it,
+and hand it back (``program.adopt(draft, ...)``); weights are shared between all stages.
+"""
+
+import copy
+import enum
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from tpcompile.axes import Placement, TokenSet
+from tpcompile.errors import StageError, Where
+from tpcompile.spec import TensorSpec
+
+
+class Stage(enum.IntEnum):
+    """How far a program has come. Each stage has a verifier (``passes/verify.py``)."""
+
+    CAPTURED = 0
+    MARKED = 1
+    PLACED = 2
+    COMPACT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place where tokens are dropped.
+
+    Attributes:
+        name: ``site0``, ``site1``, ... in program order; also the prefix of the engine's taps.
+        node: name of the ``prune`` node (``compact`` node once compact).
+        keep: name of the bool ``[B, N]`` node that decides.
+        score: name of the float ``[B, N]`` node it came from, or empty.
+        tokens: the token set born here.
+        pinned: number of leading tokens that are stored even when dropped, because something reads their position.
+        index: name of the node with the stored positions ``[B, K]``, once compact.
+    """
+
+    name: str
+    node: str
+    keep: str
+    score: str
+    tokens: TokenSet
+    pinned: int = 0
+    index: str = ""
+
+    @property
+    def where(self) -> Where:
+        """The user's line that drops the tokens."""
+        return self.tokens.born
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One eager run: the outputs and what each site decided.
+
+    Attributes:
+        outputs: name -> tensor.
+        keep: per site, bool ``[B, N_i]`` on the storage the site sees.
+        score: per site, float ``[B, N_i]`` or None.
+        index: per site, int64 ``[B, K_i]`` positions stored; None in masked form.
+    """
+
+    outputs: dict[str, Tensor]
+    keep: tuple[Tensor, ...]
+    score: tuple[Tensor | None, ...]
+    index: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """An executable graph with what is known of its token axes.
+
+    Attributes:
+        exported: the graph, its weights and its signature.
+        stage: how far it has come.
+        inputs: what a call takes, in order.
+        output_names: name of each output, in order.
+        dims: dynamic dim name -> least and greatest size the program takes.
+        sites: the prune sites, in program order; empty before ``mark``.
+        placements: node name -> the token sets of its dims; empty before ``place``.
+        assumptions: what the proof takes for granted, one sentence each.
+        history: the passes that ran, as they print.
+        report: per pass, lines on what was done and refused, and why.
+    """
+
+    exported: ExportedProgram
+    stage: Stage
+    inputs: tuple[TensorSpec, ...]
+    output_names: tuple[str, ...]
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run in eager torch; inputs and outputs by name."""
+        return self.trace(**inputs).outputs
+
+    def trace(self, **inputs: Tensor) -> Trace:
+        """Run in eager torch and return what each site decided beside the outputs.
+
+        Raises:
+            TypeError: an input is missing or unknown.
+        """
+        names = [spec.name for spec in self.inputs]
+        if set(inputs) != set(names):
+            raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
+        watched = [n for site in self.sites for n in (site.keep, site.score, site.index) if n]
+        runner = _Runner(self.exported.graph_module, frozenset(watched))
+        with torch.no_grad():
+            values = runner.run(*self._flat([inputs[name] for name in names]))
+        outputs = dict(zip(self.output_names, values, strict=True))
+        seen = runner.seen
+
+        def pick(attribute: str) -> tuple[Any, ...]:
+            return tuple(seen.get(getattr(site, attribute)) for site in self.sites)
+
+        return Trace(outputs, pick("keep"), pick("score"), pick("index"))
+
+    def _flat(self, user: list[Tensor]) -> list[Any]:
+        given = iter(user)
+        return [self.constant(spec) if spec.kind is not InputKind.USER_INPUT else next(given) for spec in self.exported.graph_signature.input_specs]
+
+    def constant(self, spec: Any) -> Tensor:
+        """The weight or buffer behind one non-user input of the signature."""
+        state, constants = self.exported.state_dict, self.exported.constants
+        value = state[spec.target] if spec.target in state else constants[spec.target]
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+    def constants(self) -> dict[str, Tensor]:
+        """Placeholder name -> the weight or buffer it stands for."""
+        specs = self.exported.graph_signature.input_specs
+        return {s.arg.name: self.constant(s) for s in specs if s.kind is not InputKind.USER_INPUT and hasattr(s.arg, "name")}
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph; read it, do not change it."""
+        return self.exported.graph
+
+    def node(self, name: str) -> fx.Node:
+        """The node of that name.
+
+        Raises:
+            StageError: no such node.
+        """
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
+        raise StageError(f"no node {name!r} in the graph", fix="this is a bug: rerun with --dump-ir DIR and report the dump")
+
+    def draft(self) -> fx.GraphModule:
+        """A copy of the graph that a pass may change."""
+        return copy.copy(self.exported.graph_module).__deepcopy__({})
+
+    def adopt(self, draft: fx.GraphModule, **changes: Any) -> "Program":
+        """A new Program around a changed graph: metadata is computed again for every node, weights are shared.
+
+        Args:
+            draft: a graph from ``draft()``, changed.
+            changes: other fields of the Program to replace.
+        """
+        draft.graph.eliminate_dead_code(is_impure_node=_is_impure)
+        draft.graph.lint()
+        draft.recompile()
+        _refresh(draft)
+        return replace(self, exported=_rebuild(self.exported, draft), **changes)
+
+    def __str__(self) -> str:
+        from tpcompile.text import render  # the text form reads Programs: a cycle of types only
+
+        return render(self)
+
+
+class _Runner(fx.Interpreter):
+    """Runs a graph and keeps the values of a few nodes."""
+
+    def __init__(self, module: fx.GraphModule, watched: frozenset[str]) -> None:
+        super().__init__(module)
+        self.watched, self.seen = watched, dict[str, Any]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.watched:
+            self.seen[n.name] = value
+        return value
+
+
+def _is_impure(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output")
+
+
+def _refresh(module: fx.GraphModule) -> None:
+    """Recompute ``meta["val"]`` of every node by fake propagation; unbacked sizes of dropped nodes go with them."""
+    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    mode = detect_fake_mode(values)
+    assert mode is not None
+    assert mode.shape_env is not None
+    with mode, mode.shape_env.ignore_fresh_unbacked_symbols(), torch.no_grad():
+        _Refresher(module).run(*values)
+
+
+class _Refresher(fx.Interpreter):
+    """Writes each node's fake value back as its metadata."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op != "output":
+            n.meta["val"] = value
+        return value
+
+
+def _rebuild(old: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
+    """The same program around another graph; the signature's output names follow the graph's output node."""
+    signature = copy.copy(old.graph_signature)
+    results = module.graph.output_node().args[0]
+    assert isinstance(results, (tuple, list))
+    specs = []
+    for spec, result in zip(signature.output_specs, results, strict=True):
+        specs.append(replace(spec, arg=replace(spec.arg, name=result.name)) if isinstance(result, fx.Node) else spec)
+    signature.output_specs = specs
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=signature,
+        state_dict=old.state_dict,
+        range_constraints=old.range_constraints,
+        module_call_graph=old.module_call_graph,
+        example_inputs=old.example_inputs,
+        constants=old.constants,
+        verifiers=old.verifiers,
+    )
+
+
+def where_of(node: fx.Node) -> Where:
+    """The user's line and module path of a node: the innermost frame outside torch, and the deepest module."""
+    modules = node.meta.get("nn_module_stack") or {}
+    module = ""
+    for path, _ in modules.values():
+        module = path.removeprefix("captured").removeprefix(".") or module  # the name under which capture holds the model
+    frames = _frames(node.meta.get("stack_trace") or "")
+    user = [frame for frame in frames if not _is_library(frame[0])] or frames
+    if not user:
+        return Where(module=module)
+    file, line, function, source = user[-1]
+    return Where(file=file, line=line, source=source, module=module, function=function)
+
+
+def _frames(trace: str) -> list[tuple[str, int, str, str]]:
+    """(file, line, function, source) of each frame in a stack trace's text."""
+    frames = []
+    lines = trace.splitlines()
+    for i, text in enumerate(lines):
+        head = text.strip()
+        if not head.startswith('File "'):
+            continue
+        file, _, rest = head[6:].partition('", line ')
+        number, _, function = rest.partition(", in ")
+        source = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith('File "') else ""
+        frames.append((file, int(number), function, source))
+    return frames
+
+
+def _is_library(file: str) -> bool:
+    return f"{os.sep}torch{os.sep}" in file
