@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
+from torch.utils import _pytree as pytree
 
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
@@ -210,6 +211,7 @@ def _refresh(module: fx.GraphModule) -> None:
     assert mode.shape_env is not None
     with mode, mode.shape_env.ignore_fresh_unbacked_symbols(), torch.no_grad():
         _Refresher(module).run(*values)
+    mode.shape_env.pending_fresh_unbacked_symbols.clear()  # an earlier trace over this environment may have left some behind
 
 
 class _Refresher(fx.Interpreter):
@@ -227,21 +229,31 @@ def _rebuild(old: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
     signature = copy.copy(old.graph_signature)
     results = module.graph.output_node().args[0]
     assert isinstance(results, (tuple, list))
-    specs = []
-    for spec, result in zip(signature.output_specs, results, strict=True):
-        specs.append(replace(spec, arg=replace(spec.arg, name=result.name)) if isinstance(result, fx.Node) else spec)
-    signature.output_specs = specs
+    known = dict(enumerate(signature.output_specs))
+    signature.output_specs = [
+        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=r.name), None) if isinstance(r, fx.Node) else known[i] for i, r in enumerate(results)
+    ]
     return ExportedProgram(
         root=module,
         graph=module.graph,
         graph_signature=signature,
         state_dict=old.state_dict,
         range_constraints=old.range_constraints,
-        module_call_graph=old.module_call_graph,
+        module_call_graph=_calls(old, len(results)),
         example_inputs=old.example_inputs,
         constants=old.constants,
         verifiers=old.verifiers,
     )
+
+
+def _calls(old: ExportedProgram, outputs: int) -> list[Any]:
+    """The call graph with a flat tuple of outputs, where their number changed."""
+    calls = list(old.module_call_graph)
+    root = calls[0]
+    if root.signature is not None and root.signature.out_spec.num_leaves != outputs:
+        flat = pytree.tree_structure(tuple(range(outputs)))
+        calls[0] = replace(root, signature=replace(root.signature, out_spec=flat))
+    return calls
 
 
 def where_of(node: fx.Node) -> Where:

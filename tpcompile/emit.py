@@ -1,0 +1,157 @@
+"""Program -> ONNX: opset 20, named inputs, outputs and dims, and *taps*: internal values under fixed names.
+
+``site0.keep``, ``site0.score`` and (compact only) ``site0.index`` stay inside the graph; a session can be asked for them, plain runtimes
+never see them.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnxscript import opset20 as op
+from onnxscript.onnx_types import BOOL, FLOAT, INT64
+from torch import Tensor
+
+from tpcompile.capture import tracing
+from tpcompile.errors import EmitError
+from tpcompile.program import Program, Stage
+from tpcompile.spec import TensorSpec
+
+OPSET = 20
+INLINE_LIMIT = 1_500_000_000
+"""Weights beyond this many bytes go to ``model.onnx.data``: protobuf ends at 2 GB."""
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX graph with its interface.
+
+    Attributes:
+        model: the graph, onnx-ir.
+        inputs: what it takes.
+        outputs: what it gives.
+        taps: names of internal values a session can be asked for.
+    """
+
+    model: ir.Model
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    taps: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write the file; weights stand inside it below ``INLINE_LIMIT`` bytes, else in ``<name>.data`` beside it."""
+        heavy = sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None) > INLINE_LIMIT
+        ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
+
+
+def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
+    return op.Identity(x)
+
+
+def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
+    """Batch 1: the stored positions in order; no slot is ever padded, so K may be 1."""
+    stored = op.Reshape(op.Or(keep, pinned), op.Constant(value_ints=[-1]))
+    index = op.NonZero(stored)
+    positions = op.Reshape(index, op.Constant(value_ints=[-1]))
+    return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
+
+
+TRANSLATIONS = {torch.ops.tpcompile.prune.default: _prune, torch.ops.tpcompile.compact.default: _compact}
+
+
+def emit(program: Program) -> OnnxModel:
+    """Write a program of any stage as ONNX.
+
+    Raises:
+        EmitError: torch.onnx or the ONNX checker refused it; their error is the cause.
+    """
+    if program.stage is Stage.COMPACT and any(s.shape[0] != 1 for s in program.inputs if s.shape):
+        raise EmitError("only batch 1 has an ONNX form for compact", fix="export with batch='one'")
+    tapped, taps = _with_taps(program)
+    dynamic = {d for spec in program.inputs for d in spec.shape if isinstance(d, str)}
+    try:
+        with tracing(), quiet():
+            exported = torch.onnx.export(
+                tapped.exported,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in program.inputs],
+                output_names=[*program.output_names, *taps],
+                custom_translation_table=TRANSLATIONS,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise EmitError(f"torch.onnx could not translate the program: {str(error).strip().splitlines()[-1]}", fix="the cause names the op") from error
+    assert exported is not None
+    model = exported.model
+    _name_dims(model, program)
+    outputs = _demote(model, len(program.output_names))
+    _check(model)
+    specs = tuple(_spec(v, dynamic) for v in outputs)
+    return OnnxModel(model, program.inputs, specs, taps)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """torch.onnx prints its progress and logs hints about other packages; neither is ours to show."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
+    """The program with what its sites decide as further outputs: so the exporter keeps those values, under known names."""
+    draft = program.draft()
+    nodes = {n.name: n for n in draft.graph.nodes}
+    wanted = {f"{s.name}.{kind}": nodes[name] for s in program.sites for kind in ("keep", "score", "index") if (name := getattr(s, kind))}
+    output = draft.graph.output_node()
+    results = output.args[0]
+    assert isinstance(results, (tuple, list))
+    output.args = ((*results, *wanted.values()),)
+    return program.adopt(draft, output_names=(*program.output_names, *wanted)), tuple(wanted)
+
+
+def _name_dims(model: ir.Model, program: Program) -> None:
+    for value, spec in zip(model.graph.inputs, program.inputs, strict=True):
+        value.shape = ir.Shape(spec.shape)
+
+
+def _demote(model: ir.Model, count: int) -> list[ir.Value]:
+    """Turn every output behind the first ``count`` back into an internal value; its name stays."""
+    kept = list(model.graph.outputs)[:count]
+    while len(model.graph.outputs) > count:
+        model.graph.outputs.pop()
+    return kept
+
+
+def _check(model: ir.Model) -> None:
+    proto = ir.to_proto(model)
+    if proto.ByteSize() < INLINE_LIMIT:
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except onnx.checker.ValidationError as error:
+            raise EmitError(f"the ONNX checker refused the graph: {error}", fix="please report it with a --dump-ir") from error
+
+
+def _spec(value: ir.Value, dynamic: set[str]) -> TensorSpec:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
+    shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
+    return TensorSpec(str(value.name), dtype, shape)
+
+
+assert onnxscript
+assert replace
+assert Tensor
