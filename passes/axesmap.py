@@ -10,16 +10,12 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from tpcompile import ops
 from tpcompile.axes import Factors, parse
+from tpcompile.ops import PRUNE
 from tpcompile.passes.rules import RULES, Rule, call_of, tensor_nodes
 
 Key = tuple[str, int, int]
 """(node, output, dim)."""
-
-PRUNE = torch.ops.tpcompile.prune.default
-COMPACT = torch.ops.tpcompile.compact.default
-assert ops.prune  # importing tpcompile.ops registers both
 
 _SITE = Factors(*parse("b n c, b n, b n -> b n c"))
 

@@ -16,6 +16,7 @@ from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from tpcompile.errors import NotDeterministic
 from tpcompile.passes.base import GraphPass
+from tpcompile.passes.rules import bind
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
 
@@ -56,7 +57,10 @@ def share(program: Program) -> Program:
 
 
 def _random(node: fx.Node) -> None:
-    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return
+    given = {a.name: a.default_value for a in node.target._schema.arguments} | bind(node.target, node.args, node.kwargs)
+    if given.get("dropout_p") != 0.0:  # attention is tagged for its dropout, which eval mode sets to 0
         raise NotDeterministic(
             f"{node.target} draws random numbers: masked and gathered runs would differ", where=where_of(node), node=line(node),
             fix="call model.eval(), or replace sampling by its deterministic form",

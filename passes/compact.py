@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from tpcompile.axes import Factors
-from tpcompile.passes.axesmap import COMPACT, PRUNE, Described, describe
+from tpcompile.ops import COMPACT, PRUNE
+from tpcompile.passes.axesmap import Described, describe
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.rules import bind, tensor_nodes
 from tpcompile.program import Program, Site, Stage

@@ -18,7 +18,8 @@ import torch
 from torch import fx
 
 from tpcompile.axes import NEG_INF
-from tpcompile.passes.axesmap import PRUNE, AxesMap, Described
+from tpcompile.ops import PRUNE
+from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.rules import Held, call_of
 
 LOW = -1000.0
@@ -225,7 +226,7 @@ def elementwise(call: Described, values: list[Value | None]) -> Value | None:
         return Value(absorbs)
     if all(v is not None and not v.low for v in values):
         return _evaluate(call, [v.number for v in values if v is not None])
-    if target in (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
+    if target in (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf):
         return _where(call, values)
     if target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
         return _masked_fill(call, values)

@@ -13,7 +13,7 @@ from torch import fx
 
 from tpcompile.axes import TokenSet
 from tpcompile.errors import MarkError
-from tpcompile.passes.axesmap import PRUNE
+from tpcompile.ops import PRUNE
 from tpcompile.passes.base import GraphPass
 from tpcompile.program import Program, Site, Stage, where_of
 from tpcompile.text import line

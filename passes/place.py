@@ -20,7 +20,8 @@ from torch import fx
 
 from tpcompile.axes import Placement
 from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
-from tpcompile.passes.axesmap import PRUNE, AxesMap, Described
+from tpcompile.ops import PRUNE
+from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts, Value
 from tpcompile.program import Program, Site, Stage, where_of
@@ -267,5 +268,3 @@ def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]
 def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:
     return kind(message, where=where_of(node), node=line(node), fix=fix)
 
-
-assert torch.ops.tpcompile.prune

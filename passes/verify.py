@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from tpcompile.errors import StageError
-from tpcompile.passes.axesmap import COMPACT, PRUNE
+from tpcompile.ops import COMPACT, PRUNE
 from tpcompile.program import Program, Stage
 from tpcompile.text import line
 

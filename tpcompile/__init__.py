@@ -1,1 +1,35 @@
-""""""
+"""Compile token-pruned transformers to engines that are really faster, with the proof beside them.
+
+The names below load on first use: ``import tpcompile`` itself imports no framework.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tpcompile.errors import TpcompileError
+
+if TYPE_CHECKING:
+    from tpcompile import models
+    from tpcompile.api import bench, export, load, lower, validate
+    from tpcompile.bundle import Bundle
+    from tpcompile.engine import Engine
+    from tpcompile.latency import Latency
+    from tpcompile.parity import Parity
+    from tpcompile.program import Program
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
+    "bench": "api", "export": "api", "load": "engine", "lower": "api", "validate": "api",
+}  # fmt: skip
+
+__all__ = ["Bundle", "Engine", "Latency", "Parity", "Program", "TpcompileError", "bench", "export", "load", "lower", "models", "validate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("tpcompile.models")
+    if name in _HOMES:
+        return getattr(import_module(f"tpcompile.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tpcompile' has no attribute {name!r}")

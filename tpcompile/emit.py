@@ -8,19 +8,18 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxscript
 import torch
 from onnxscript import opset20 as op
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
-from torch import Tensor
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError
+from tpcompile.ops import COMPACT, PRUNE
 from tpcompile.program import Program, Stage
 from tpcompile.spec import TensorSpec
 
@@ -63,7 +62,7 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
     return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
 
 
-TRANSLATIONS = {torch.ops.tpcompile.prune.default: _prune, torch.ops.tpcompile.compact.default: _compact}
+TRANSLATIONS = {PRUNE: _prune, COMPACT: _compact}
 
 
 def emit(program: Program) -> OnnxModel:
@@ -151,7 +150,3 @@ def _spec(value: ir.Value, dynamic: set[str]) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
     return TensorSpec(str(value.name), dtype, shape)
 
-
-assert onnxscript
-assert replace
-assert Tensor

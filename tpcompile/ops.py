@@ -61,3 +61,7 @@ def _(x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None) -> t
     count = torch.library.get_ctx().new_dynamic_size(min=MIN_COUNT)
     batch = x.shape[0]
     return x.new_empty(batch, count, x.shape[2]), keep.new_empty(batch, count), keep.new_empty(batch, count, dtype=torch.int64)
+
+
+PRUNE = torch.ops.tpcompile.prune.default
+COMPACT = torch.ops.tpcompile.compact.default

@@ -1,0 +1,44 @@
+# Everything a fresh machine needs is python3 (3.11 or newer), pip and make.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help .venv demo test check format bench clean
+
+help: ## list the targets
+	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+.venv: $(STAMP) ## the environment of every other target, with the versions of constraints.txt
+
+# A distribution may ship python3 without ensurepip; then the pip at hand installs one into the new environment.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tpcompile needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12" >&2; exit 3; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null || \
+	  { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,test]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## the main job on a real model and real text: table, engines, report (under 5 minutes with installation)
+	$(BIN)/tpcompile demo
+
+test: check ## the gate: check, then every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## lint and strict types
+	$(BIN)/python tests/check.py
+
+format: $(STAMP) ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(STAMP) ## the latency table over streams of real text; writes JSON
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py
+
+clean: ## remove what the targets made, but not .venv
+	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out

@@ -1,0 +1,32 @@
+"""Official checkpoints of pruning methods to a dense model and our parameters. A module per method."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tpcompile.models.importers import ltp
+
+
+class Importer(Protocol):
+    """What a module of this package offers."""
+
+    NAME: str
+
+    def recognises(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
+        """Whether a checkpoint is of this kind."""
+
+    def read(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+        """The dense model and the method's parameters."""
+
+    def demand(self, parameters: Mapping[str, Any]) -> None:
+        """Raise UsageError for a parameter only the caller can know."""
+
+
+IMPORTERS: dict[str, Importer] = {ltp.NAME: ltp}
+"""Method -> importer."""
+
+
+def recognise(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Importer | None:
+    """The importer for a checkpoint; None for an ordinary one."""
+    return next((importer for importer in IMPORTERS.values() if importer.recognises(config, weights)), None)

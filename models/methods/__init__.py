@@ -1,0 +1,91 @@
+"""Pruning methods: one file per published method, written once against a family's parts."""
+
+import difflib
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from tpcompile.errors import UsageError
+from tpcompile.models.families import find
+from tpcompile.models.methods.base import Method, Pruned, Step, Trace
+from tpcompile.models.methods.ltp import Ltp
+
+METHODS: dict[str, type[Method]] = {Ltp.name: Ltp}
+"""Name -> method."""
+
+
+def find_method(name: str) -> type[Method]:
+    """The method called ``name``.
+
+    Raises:
+        UsageError: unknown name; lists what is known.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}{_close(name, METHODS)}", fix=f"use one of: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def prune(model: nn.Module, method: str = "ltp", **parameters: Any) -> Pruned:
+    """Put a pruning method between the parts of a dense model.
+
+    The model's own modules are used and shared, not copied.
+
+    Args:
+        model: a transformers encoder or sequence classifier of a known family, or a `SentenceEncoder`; float32 and in eval mode.
+        method: name in `METHODS`.
+        **parameters: the method's own; see its ``Parameters``.
+
+    Returns:
+        The pruned model in masked form, ready for ``tpcompile.lower`` and ``tpcompile.export``.
+
+    Raises:
+        UsageError: unknown method or parameter, a value that does not fit, a model in training mode or not float32.
+        ModelError: no family knows the model.
+    """
+    chosen = find_method(method)
+    checked = validate(chosen, parameters)
+    parts = find(model)
+    if model.training:
+        raise UsageError("the model is in training mode: dropout would be lost", fix="call model.eval() first")
+    wrong = next((name for name, weight in model.named_parameters() if weight.dtype != torch.float32), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong} is {dict(model.named_parameters())[wrong].dtype}, not float32", fix="call model.float() first")
+    return Pruned(parts, chosen(parts, checked), checked)
+
+
+def validate(chosen: type[Method], parameters: dict[str, Any]) -> BaseModel:
+    """Check a method's parameters.
+
+    Raises:
+        UsageError: one line per problem; lists what is accepted.
+    """
+    try:
+        return chosen.Parameters.model_validate(parameters)
+    except ValidationError as error:
+        accepted = list(chosen.Parameters.model_fields)
+        lines = dict.fromkeys(_problem(dict(item), accepted) for item in error.errors())
+        raise UsageError(
+            f"method {chosen.name}: " + "; ".join(lines), fix=f"{chosen.name} accepts: {', '.join(accepted)}"
+        ) from error
+
+
+def _problem(item: dict[str, Any], accepted: list[str]) -> str:
+    """One of pydantic's findings as one readable phrase."""
+    name, *rest = item["loc"]
+    if item["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}{_close(str(name), accepted)}"
+    if item["type"] == "missing":
+        return f"parameter {name!r} is required"
+    place = "".join(f"[{part}]" for part in rest if isinstance(part, int))
+    return f"parameter {name}{place} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _close(name: str, known: Any) -> str:
+    """`` (did you mean 'ltp'?)``, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+__all__ = ["METHODS", "Method", "Pruned", "Step", "Trace", "find_method", "prune", "validate"]

@@ -1,0 +1,30 @@
+"""The public face: what ``__all__`` says is what there is, and asking for it costs nothing."""
+
+import subprocess
+import sys
+
+import tpcompile
+
+FIXED = {"lower", "export", "load", "validate", "bench", "models", "TpcompileError"}
+"""Names that may never go away."""
+
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "transformers", "timm", "numpy", "scipy"}
+
+
+def test_all_names_exist_and_nothing_else_is_public() -> None:
+    assert sorted(set(tpcompile.__all__)) == sorted(tpcompile.__all__)
+    assert [name for name in tpcompile.__all__ if getattr(tpcompile, name, None) is None] == []
+    # dir() before any lazy import would be too few, after tests too many: sub-modules are not names of the face
+    modules = {name.partition(".")[2] for name in sys.modules if name.startswith("tpcompile.")}
+    public = {name for name in dir(tpcompile) if not name.startswith("_")}
+    assert sorted(public - modules - set(tpcompile.__all__)) == []
+
+
+def test_the_fixed_names_are_public() -> None:
+    assert sorted(FIXED - set(tpcompile.__all__)) == []
+
+
+def test_import_brings_nothing_heavy() -> None:
+    code = "import sys, tpcompile; print(*sorted(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sorted(HEAVY & set(done.stdout.split())) == []

@@ -1,0 +1,478 @@
+"""The command line: exit codes, texts and documents, with real exports of a tiny model."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tpcompile.cli import main
+
+TEXTS = ["a quick brown fox jumps", "over the lazy dog", "tokens come and go", "one", "the rest is silence, he said"]
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "transformers", "numpy", "scipy", "pydantic", "rich", "yaml"}
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """A verb sets up logging for its process; here it must not outlive the test."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def export(model: Path, out: Path, *more: str, target: str = "onnx", thresholds: str = "[0.0, 0.06, 0.07]") -> Result:
+    return call("export", target, "-m", model, "--method", "ltp", "--param", f"thresholds={thresholds}", "-o", out, *more)
+
+
+def refused(result: Result, code: int, *texts: str) -> None:
+    """The run ended with a code, a named error and a next step, and without a traceback."""
+    assert result.exit_code == code, result.output
+    for text in texts:
+        assert text in result.stderr
+    assert "  fix     " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "out"
+    result = export(bert_folder, out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.txt"
+    path.write_text("\n".join(TEXTS), encoding="utf-8")
+    return path
+
+
+# --- the shell around the verbs ---------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        f"import sys\nfrom tpcompile.cli import main\ntry: main(['--help'])\nfinally: print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", ["", *main.commands, "passes list", "passes show"])
+def test_every_verb_has_help(verb: str) -> None:
+    result = call(*verb.split(), "-h")
+    assert result.exit_code == 0
+    assert f"Usage: tpcompile {verb}".strip() in result.stdout
+
+
+def test_version() -> None:
+    assert call("--version").stdout == "tpcompile 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("frob", "UsageError: No such command 'frob'."),
+        ("export", "UsageError: Missing argument"),
+        ("export onnx -o out", "UsageError: Missing option '-m' / '--model'."),
+        ("export onnx -m m -o out --param thresholds", "'thresholds' is not of the form name=value"),
+        ("export onnx -m m -o out --param t=[1,", "the value of 't' is not JSON: [1,"),
+        ("validate out --max-drop lots", "'lots' is neither points (0.5pp) nor a fraction (0.005)"),
+        ("validate out --max-drop 5", "did you mean 5pp?"),
+        ("bench out --confidence 2", "2.0 is not in the range 0<x<1"),
+        ("run out", "give either --text or --input"),
+        ("explain Nothing", "no error is called 'Nothing'"),
+        ("passes show nothing", "no pass is called 'nothing'"),
+        ("doctor --target tpu", "unknown target 'tpu'"),
+        ("inspect nowhere", "no bundle at nowhere"),
+        ("validate nowhere", "no bundle at nowhere"),
+        ("bench nowhere", "no bundle at nowhere"),
+        ("verify nowhere", "no bundle at nowhere"),
+        ("run nowhere --text words", "no bundle at nowhere"),
+    ],
+)
+def test_a_wrong_line_is_a_usage_error(line: str, text: str) -> None:
+    refused(call(*line.split()), 2, text)
+
+
+def test_an_error_in_json_is_one_document() -> None:
+    for line in ("--json inspect nowhere", "inspect nowhere --json"):
+        result = call(*line.split())
+        assert result.exit_code == 2
+        assert json.loads(result.stdout) == {
+            "schema_version": 1,
+            "verb": "inspect",
+            "error": {
+                "class": "UsageError",
+                "message": "no bundle at nowhere",
+                "fix": "pass the directory that `tpcompile export` wrote",
+                "exit_code": 2,
+            },
+        }
+
+
+def test_a_gate_that_cannot_run_ends_with_its_verdict() -> None:
+    assert call("validate", "nowhere").stderr.splitlines()[-1] == "FAILED validate UsageError"
+
+
+def test_a_bug_keeps_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tpcompile.cli.look.error_classes", lambda: {}["oops"])
+    result = call("explain", "UsageError")
+    refused(result, 1, "InternalError: this is a bug in tpcompile: KeyError: 'oops'")
+    (saved,) = tmp_path.iterdir()
+    assert f"  traceback {saved}" in result.stderr
+    assert "KeyError: 'oops'" in saved.read_text(encoding="utf-8")
+    assert "Traceback" in call("explain", "UsageError", "-v").stderr
+
+
+# --- verbs that need no model -----------------------------------------------------------------------------------------------
+
+
+def test_explain_prints_cause_example_and_fix() -> None:
+    assert call("explain", "UnmaskedFold").stdout == (
+        "UnmaskedFold: A fold over tokens reads values that dropped tokens still hold.\n"
+        "  cause    a sum, mean, max, softmax or matmul over a pruned token axis without a mask that is neutral there.\n"
+        "  example  ``x.mean(1)`` after pruning: the masked model averages dropped tokens too, a gathered engine cannot.\n"
+        "  fix      multiply by the keep mask (sum), or fill with -inf or -1e4 (softmax, max) before the fold.\n"
+        "  exit     4\n"
+    )
+
+
+def test_passes_list_is_the_pipeline() -> None:
+    document = json.loads(call("passes", "list", "--json").stdout)
+    assert [row["name"] for row in document["passes"]] == document["pipeline"].split(",")
+    assert document["passes"][0]["takes"] == "captured"
+    assert document["passes"][-1]["gives"] == "compact"
+
+
+def test_passes_show_prints_the_specification() -> None:
+    result = call("passes", "show", "place")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("place: marked -> placed\n")
+
+
+def test_doctor_names_what_is_here() -> None:
+    document = json.loads(call("doctor", "--json", "--target", "onnx").stdout)
+    (row,) = [row for row in document["backends"] if row["name"] == "onnx"]
+    assert row["ok"]
+    assert document["versions"]["torch"]
+    assert document["hardware"]["cpus"] >= 1
+    assert call("explain", "backends").exit_code == 0
+
+
+# --- export -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_the_journey(target: str, bert_folder: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = export(bert_folder, out, "--json", target=target)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["target"] == target
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    parity = call("validate", out, "--data", texts, "--json")
+    assert parity.exit_code == 0, parity.output
+    assert json.loads(parity.stdout)["verdict"] == "PASSED"
+    assert parity.stderr.splitlines()[-1].startswith("PASSED validate ")
+
+    latency = call("bench", out, "--data", texts, "--repeats", "1", "--json")
+    assert latency.exit_code in (0, 10), latency.output
+    assert latency.stderr.splitlines()[-1].split()[1] == "bench"
+
+    assert call("verify", out).stderr.splitlines()[-1] == f"PASSED verify {out}: every file and vector is as exported"
+
+
+def test_existing_output_is_kept_unless_forced(bert_folder: Path, bundle: Path) -> None:
+    before = (bundle / "tpcompile.json").read_bytes()
+    refused(export(bert_folder, bundle), 2, "UsageError: ", str(bundle))
+    assert (bundle / "tpcompile.json").read_bytes() == before
+
+
+def test_force_replaces_a_bundle(bert_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = json.loads(export(bert_folder, out, "--json").stdout)
+    again = json.loads(export(bert_folder, out, "--json", "--force").stdout)
+    other = json.loads(export(bert_folder, out, "--json", "--force", thresholds="[0, 0, 0]").stdout)
+    assert first["identity"] == again["identity"] != other["identity"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--method", "ltq"], "unknown method 'ltq' (did you mean 'ltp'?)"),
+        (["--method", "ltp", "--param", "threshold=[0.1,0.1,0.1]"], "unknown parameter 'threshold'"),
+        (["--method", "ltp", "--param", "thresholds=[0.1]"], "thresholds"),
+        (["--method", "ltp", "--param", "thresholds=high"], "thresholds"),
+        (["--method", "ltp", "--recipe", "nothing.yaml"], "cannot read the recipe nothing.yaml"),
+    ],
+)
+def test_a_wrong_method_is_a_usage_error(arguments: list[str], text: str, bert_folder: Path, tmp_path: Path) -> None:
+    refused(call("export", "onnx", "-m", bert_folder, "-o", tmp_path / "out", *arguments), 2, "UsageError: ", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_target_is_a_usage_error(bert_folder: Path, tmp_path: Path) -> None:
+    refused(export(bert_folder, tmp_path / "out", target="tpu"), 2, "unknown target 'tpu'")
+
+
+def test_a_missing_model_directory(tmp_path: Path) -> None:
+    refused(export(tmp_path / "none", tmp_path / "out"), 2, "UsageError: ", str(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["no config", "config no JSON", "weights cut", "weights gone", "NaN"])
+def test_a_corrupt_model_directory(damage: str, bert_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in bert_folder.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    spoil(model, damage)
+    refused(export(model, tmp_path / "out"), 4, "ModelError: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def spoil(model: Path, damage: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = model / "model.safetensors"
+    if damage == "no config":
+        (model / "config.json").unlink()
+    elif damage == "config no JSON":
+        (model / "config.json").write_text("{", encoding="utf-8")
+    elif damage == "weights cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "weights gone":
+        weights.unlink()
+    else:
+        tensors = load_file(weights)
+        tensors["encoder.layer.1.output.dense.weight"][3, 4] = np.nan
+        save_file(tensors, weights)
+
+
+RECIPE = "method: ltp\nparameters:\n  thresholds: [0.0, 0.06, 0.07]\nnote: by hand\n"
+
+
+def test_a_recipe_is_the_same_as_its_parameters(bert_folder: Path, bundle: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    done = call("export", "onnx", "-m", bert_folder, "--recipe", recipe, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["identity"] == json.loads(call("inspect", bundle, "--json").stdout)["identity"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("method: ltp\nparams: {}\n", "is no recipe: params: extra inputs are not permitted"),
+        ("- ltp\n", "holds no mapping"),
+        ("method: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("method: topk\n", "--method ltp, but"),
+    ],
+)
+def test_a_wrong_recipe(content: str, text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(content, encoding="utf-8")
+    refused(call("export", "onnx", "-m", "m", "--method", "ltp", "--recipe", recipe, "-o", tmp_path / "out"), 2, text)
+
+
+def test_dump_ir_writes_every_stage(bert_folder: Path, tmp_path: Path) -> None:
+    assert export(bert_folder, tmp_path / "out", "--dump-ir", str(tmp_path / "ir")).exit_code == 0
+    names = {path.name for path in (tmp_path / "ir").iterdir()}
+    assert {"00-captured.txt", "rules.txt"} <= names
+
+
+# --- nothing half-written ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_nothing(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.fsync", full)
+    refused(export(bert_folder, tmp_path / "out"), 3, "EnvironmentFault: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(bert_folder: Path, tmp_path: Path) -> None:
+    # A shell may start its background jobs with SIGINT ignored, and Python would then ignore it too.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tpcompile.cli import main; main()"
+    line = [
+        "export",
+        "onnx",
+        "-m",
+        str(bert_folder),
+        "--method",
+        "ltp",
+        "--param",
+        "thresholds=[0,0,0]",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
+    while not any(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "Interrupted: stopped before the end" in stderr
+    assert "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- using a bundle ---------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_reads_the_manifest(bundle: Path) -> None:
+    document = json.loads(call("inspect", bundle, "--json").stdout)
+    assert document["manifest"]["method"]["name"] == "ltp"
+    page = call("inspect", bundle).stdout
+    assert page.startswith("target    onnx (pruned), fp32, lowering dynamic, form single, batch one\n")
+    assert "input     input_ids: int64[1, seq]\n" in page
+
+
+def test_run_shows_kept_tokens(bundle: Path) -> None:
+    document = json.loads(call("run", bundle, "--text", "Ab cd", "--json").stdout)
+    assert document["tokens"] == ["[CLS]", "a", "##b", "c", "##d", "[SEP]"]
+    assert [row["of"] for row in document["sites"]] == [6] * len(document["sites"])
+    for row in document["sites"]:
+        assert [document["tokens"][place] for place in row["positions"]] == row["tokens"]
+    page = call("run", bundle, "--text", "Ab cd").stdout
+    assert page.startswith("tokens    6         [CLS] a ##b c ##d [SEP]\nsite 0 ")
+
+
+def test_run_takes_arrays_and_saves_outputs(bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([[2, 9, 8, 3]]))
+    np.save(tmp_path / "mask.npy", np.ones((1, 4), dtype=np.int64))
+    line: list[Any] = [
+        "run",
+        bundle,
+        "--input",
+        f"input_ids={tmp_path}/ids.npy",
+        "--input",
+        f"attention_mask={tmp_path}/mask.npy",
+    ]
+    out = tmp_path / "outputs.npz"
+    done = call(*line, "--save-outputs", out, "--json")
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)["outputs"]
+    with np.load(out, allow_pickle=False) as saved:
+        assert {name: list(saved[name].shape) for name in saved} == {name: row["shape"] for name, row in shown.items()}
+    refused(call(*line, "--save-outputs", out), 2, "exists")
+    assert call(*line, "--save-outputs", out, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--text", "  "], "the text is empty"),
+        (["--text", "long " * 40], "InputError: "),
+        (["--input", "input_ids=nothing.npy"], "nothing.npy is no numpy array"),
+        (["--input", "input_ids"], "'input_ids' is not of the form NAME=FILE.npy"),
+    ],
+)
+def test_run_refuses_bad_input(arguments: list[str], text: str, bundle: Path) -> None:
+    refused(call("run", bundle, *arguments), 2, text)
+
+
+def test_run_refuses_pickles(bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    refused(call("run", bundle, "--input", f"input_ids={tmp_path}/x.npy"), 2, "no objects")
+
+
+@pytest.mark.parametrize(("line", "text"), [("a\n\nb", "texts.txt:2: the text is empty"), ("long " * 40, "texts.txt:1: ")])
+def test_bad_data_is_named_by_line(line: str, text: str, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text(line, encoding="utf-8")
+    for verb in ("validate", "bench"):
+        refused(call(verb, bundle, "--data", path), 2, "InputError: ", text)
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------------
+
+
+def copy(bundle: Path, to: Path) -> Path:
+    for path in bundle.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(bundle)).parent.mkdir(parents=True, exist_ok=True)
+            (to / path.relative_to(bundle)).write_bytes(path.read_bytes())
+    return to
+
+
+def test_parity_beyond_tolerance_is_5(bundle: Path, texts: Path, tmp_path: Path) -> None:
+    result = call("validate", copy(bundle, tmp_path / "out"), "--data", texts, "--atol", "0", "--rtol", "0")
+    assert result.exit_code == 5, result.output
+    assert result.stderr.splitlines()[-1].startswith("FAILED validate ")
+
+
+def test_agreement_below_the_demand_is_6(bundle: Path, texts: Path, tmp_path: Path) -> None:
+    result = call("validate", copy(bundle, tmp_path / "out"), "--data", texts, "--min-agreement", "1")
+    assert result.exit_code == 6, result.output
+    assert result.stderr.splitlines()[-1].startswith("FAILED validate ")
+
+
+def test_a_missed_speedup_is_8_or_inconclusive_10(bundle: Path, texts: Path, tmp_path: Path) -> None:
+    result = call("bench", copy(bundle, tmp_path / "out"), "--data", texts, "--min-speedup", "1000", "--json")
+    assert result.exit_code in (8, 10), result.output
+    word = {8: "FAILED", 10: "INCONCLUSIVE"}[result.exit_code]
+    assert result.stderr.splitlines()[-1].startswith(f"{word} bench ")
+    assert json.loads(result.stdout)["verdict"] == word
+
+
+@pytest.mark.parametrize("verb", ["verify", "run", "validate"])
+def test_a_changed_file_is_9(verb: str, bundle: Path, tmp_path: Path) -> None:
+    out = copy(bundle, tmp_path / "out")
+    model = out / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(bytes(content))
+    refused(call(verb, out, *(["--text", "words"] if verb == "run" else [])), 9, "IntegrityError: ", "model.onnx")
+
+
+# --- documents --------------------------------------------------------------------------------------------------------------
+
+
+def published() -> dict[str, set[str]]:
+    """The table of documents in docs/cli.md: verb -> keys."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `") and line.count(" | ") == 1]
+    return {verb.strip("`"): {key.strip("` ") for key in keys.split(",")} for verb, keys in rows}
+
+
+def test_every_document_has_its_published_keys(bundle: Path, bert_folder: Path, texts: Path, tmp_path: Path) -> None:
+    mine = copy(bundle, tmp_path / "mine")
+    lines: dict[str, list[Any]] = {
+        "validate": [mine, "--data", texts],
+        "bench": [mine, "--data", texts, "--repeats", "1"],
+        "inspect": [mine],
+        "run": [mine, "--text", "words"],
+        "verify": [mine],
+        "passes list": [],
+        "passes show": ["mark"],
+        "explain": ["UsageError"],
+        "doctor": [],
+    }
+    documents = {verb: json.loads(call(*verb.split(), *rest, "--json").stdout) for verb, rest in lines.items()}
+    documents["export"] = json.loads(export(bert_folder, tmp_path / "out", "--json").stdout)
+    for verb, document in documents.items():
+        assert document.pop("schema_version") == 1
+        assert document.pop("verb") == verb
+        assert set(document) == published()[verb], verb

@@ -1,0 +1,109 @@
+"""Pruned against dense on data: the best question the data allows, answered by both models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpcompile.data import Sample
+from tpcompile.errors import UsageError
+
+EMBEDDINGS = ("sentence_embedding", "pooler_output")
+LOGITS = "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How well dense and pruned do on the data, each a share from 0 to 1.
+
+    Attributes:
+        name: ``recall@1`` (retrieval pairs), ``accuracy`` (labels), ``top-1 agreement`` (logits) or ``cosine`` (embeddings).
+        count: queries, labelled samples or samples behind it.
+        dense: the dense model's score; None where the metric compares the two models directly.
+        pruned: the pruned engine's.
+        agreement: share of cases in which both give the same answer (the mean cosine for ``cosine``).
+    """
+
+    name: str
+    count: int
+    dense: float | None
+    pruned: float | None
+    agreement: float
+
+    @property
+    def drop(self) -> float | None:
+        """Dense minus pruned."""
+        return None if self.dense is None or self.pruned is None else self.dense - self.pruned
+
+    def __str__(self) -> str:
+        agree = f"agreement {self.agreement:.4f} on {self.count}"
+        if self.dense is None or self.pruned is None:
+            return f"{self.name}, {agree}"
+        return f"{self.name} {self.pruned:.4f}, dense {self.dense:.4f}, {agree}"
+
+
+def measure(
+    samples: Sequence[Sample], dense: Sequence[Mapping[str, NDArray[Any]]], pruned: Sequence[Mapping[str, NDArray[Any]]]
+) -> Task:
+    """Dense against pruned on the best question the data allows: recall@1 of pairs, accuracy of labels, else plain agreement.
+
+    Args:
+        samples: the data.
+        dense: outputs of the dense model, one mapping per sample; ``logits [1, L]`` or an embedding ``[1, C]``.
+        pruned: outputs of the pruned engine.
+
+    Raises:
+        UsageError: the two models share no output.
+    """
+    queries = [i for i, sample in enumerate(samples) if sample.role == "query"]
+    targets = [i for i, sample in enumerate(samples) if sample.role == "target"]
+    embedding = next((name for name in EMBEDDINGS if name in dense[0] and name in pruned[0]), None)
+    if queries and targets and embedding:
+        right = np.array([samples[i].pair for i in targets])
+        wanted = np.array([samples[i].pair for i in queries])
+        a, b = (
+            right[retrieve(_rows(outputs, queries, embedding), _rows(outputs, targets, embedding))] for outputs in (dense, pruned)
+        )
+        return Task("recall@1", len(queries), _share(a == wanted), _share(b == wanted), _share(a == b))
+    if LOGITS in dense[0] and LOGITS in pruned[0]:
+        return _classify(samples, dense, pruned)
+    shared = embedding or next((name for name in dense[0] if name in pruned[0]), None)
+    if shared is None:
+        raise UsageError("dense and pruned share no output", fix="export both with the same head")
+    cosines = [cosine(a[shared], b[shared]) for a, b in zip(dense, pruned, strict=True)]
+    return Task("cosine", len(cosines), None, None, float(np.mean(cosines)))
+
+
+def _classify(
+    samples: Sequence[Sample], dense: Sequence[Mapping[str, NDArray[Any]]], pruned: Sequence[Mapping[str, NDArray[Any]]]
+) -> Task:
+    a, b = (np.array([int(outputs[LOGITS].argmax()) for outputs in side]) for side in (dense, pruned))
+    labels = np.array([-1 if sample.label is None else sample.label for sample in samples])
+    known = labels >= 0
+    if not known.any():
+        return Task("top-1 agreement", len(samples), None, None, _share(a == b))
+    right = labels[known]
+    return Task("accuracy", int(known.sum()), _share(a[known] == right), _share(b[known] == right), _share(a == b))
+
+
+def retrieve(queries: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.int64]:
+    """For each query ``[Q, C]`` the index of the target ``[T, C]`` with the largest cosine; ``[Q]``, the first one on a tie."""
+    unit = [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-30) for side in (queries, targets)]
+    return np.asarray((unit[0] @ unit[1].T).argmax(axis=1), dtype=np.int64)
+
+
+def _rows(outputs: Sequence[Mapping[str, NDArray[Any]]], indices: Sequence[int], name: str) -> NDArray[np.float64]:
+    return np.stack([outputs[i][name].astype(np.float64).ravel() for i in indices])
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return float(hits.mean())
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Cosine of the flattened arrays; 1 for two zero vectors, 0 for one."""
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / norms if norms else float(not x.any() and not y.any())

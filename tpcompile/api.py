@@ -1,0 +1,345 @@
+"""The journey as straight lines: lower, export, load, validate, bench."""
+
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from tpcompile import bundle as bundles
+from tpcompile.backends import backend
+from tpcompile.backends.base import Backend
+from tpcompile.bundle import Bundle, Vector
+from tpcompile.capture import Dynamic, capture
+from tpcompile.data import Sample, load_data
+from tpcompile.emit import OnnxModel, emit
+from tpcompile.engine import Engine, compose, load, open_reference
+from tpcompile.errors import BackendUnavailable, UsageError
+from tpcompile.flops import Counts
+from tpcompile.latency import Latency, Slo
+from tpcompile.latency import bench as measure_latency
+from tpcompile.manifest import Flops, Manifest, SiteInfo, TensorInfo
+from tpcompile.parity import TOLERANCE, Parity
+from tpcompile.parity import validate as measure_parity
+from tpcompile.passes import DEFAULT, Canonicalize, Dump
+from tpcompile.passes.base import GraphPass, Hook
+from tpcompile.passes.cost import polynomial
+from tpcompile.passes.dense import KeepAll
+from tpcompile.program import Program, Stage
+from tpcompile.subject import Subject, subject_of
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the step and the number of steps."""
+
+Model = nn.Module | ExportedProgram | str | Path
+
+__all__ = ["Lowered", "bench", "export", "load", "lower", "lower_all", "validate"]
+
+STEPS = ("load", "capture", "prove and compact", "write ONNX", "build engine", "build dense", "test vectors", "seal")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One model at the stages a bundle needs.
+
+    Attributes:
+        placed: masked form, the reference.
+        compact: gathered form, the engine.
+        dense: the baseline.
+    """
+
+    placed: Program
+    compact: Program
+    dense: Program
+
+
+def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
+          method: str | None = None, parameters: Mapping[str, Any] | None = None, dump_ir: str | Path | None = None) -> Program:  # fmt: skip
+    """Capture a model and run every pass.
+
+    Args:
+        model: a pruned module, an ExportedProgram, a ``.pt2`` file, or a model directory with ``method``.
+        inputs: example tensors by parameter name; a model directory brings its own.
+        dynamic: per input, dim -> name, such as ``{"input_ids": {1: "seq"}}``.
+        batch: ``one``.
+        method: pruning method to wrap the model with.
+        parameters: of the method.
+        dump_ir: folder for the text of every stage.
+
+    Returns:
+        The compact program; ``program(**inputs)`` runs it, ``str(program)`` reads it.
+
+    Raises:
+        TpcompileError: see ``tpcompile.errors``; the pass and the user's line are in the message.
+    """
+    _choose("batch", batch, ("one",))
+    subject = subject_of(model, inputs, dynamic, method, parameters)
+    hook = Dump(Path(dump_ir)) if dump_ir else None
+    return DEFAULT(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
+
+
+def lower_all(subject: Subject, hook: Hook | None = None) -> Lowered:
+    """Every stage of a subject that a bundle holds."""
+    captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
+    placed: list[Program] = []
+
+    def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
+        if after.stage is Stage.PLACED:
+            placed.append(after)
+        if hook is not None:
+            hook(step, before, after, seconds)
+
+    compact = DEFAULT(captured, watch)
+    if subject.dense is not None:
+        dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
+    else:
+        dense = KeepAll()(Canonicalize()(captured))
+    if dense.output_names != compact.output_names:
+        raise UsageError(
+            f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
+            fix="pass a dense model with the same outputs",
+        )
+    return Lowered(placed[-1], compact, dense)
+
+
+def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
+           dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
+           pooling: str = "auto", lowering: str = "auto", form: str = "auto", batch: str = "one", precision: str = "fp32",
+           dense: nn.Module | None = None, force: bool = False, dump_ir: str | Path | None = None,
+           progress: Progress | None = None) -> Bundle:  # fmt: skip
+    """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
+
+    Args:
+        model: as ``lower`` takes it.
+        inputs: example tensors by parameter name; a model directory brings its own.
+        out: the folder to write; written whole or not at all.
+        target: ``onnx`` or ``openvino``.
+        dynamic: per input, dim -> name.
+        method: pruning method to wrap the model with.
+        parameters: of the method.
+        pooling: of a bare encoder directory: ``auto``, ``mean``, ``cls``.
+        lowering: ``auto`` or ``dynamic``.
+        form: ``auto`` or ``single``.
+        batch: ``one``.
+        precision: ``fp32``; a backend may have more.
+        dense: the unpruned model, where the pruned one does not bring its own.
+        force: replace an existing bundle.
+        dump_ir: folder for the text of every stage.
+        progress: called before every step.
+
+    Raises:
+        TpcompileError: see ``tpcompile.errors``.
+    """
+    _choose("lowering", lowering, ("auto", "dynamic"))
+    _choose("form", form, ("auto", "single"))
+    _choose("batch", batch, ("one",))
+    runtime = backend(target)
+    _demand(runtime)
+    say = _Steps(progress)
+    with bundles.stage(out, force) as folder:
+        say()
+        subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense)
+        say()
+        hook = Dump(Path(dump_ir)) if dump_ir else None
+        say()
+        lowered = lower_all(subject, hook)
+        say()
+        engine, twin, reference = emit(lowered.compact), emit(lowered.dense), emit(lowered.placed)
+        say()
+        _build(runtime, engine, folder, precision)
+        say()
+        (folder / "dense").mkdir()
+        _build(runtime, twin, folder / "dense", precision)
+        (folder / "reference").mkdir()
+        reference.save(folder / "reference" / "model.onnx")
+        for part in (folder, folder / "dense"):
+            for asset in subject.assets:
+                copyfile(asset, part / asset.name)
+        say()
+        bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(lowered.placed, folder, subject))
+        say()
+        common = _manifest(subject, lowered, target, precision)
+        bundles.seal(folder / "dense", _dense_manifest(common, lowered.dense, twin))
+        bundles.seal(folder, common.model_copy(update={"outputs": tuple(TensorInfo.of(o) for o in engine.outputs)}))
+    return bundles.read(out)
+
+
+def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
+             rtol: float | None = None, min_agreement: float | None = None, max_drop: float | None = None,
+             progress: Progress | None = None) -> Parity:  # fmt: skip
+    """Compare a bundle's engine with its masked reference, and pruned with dense, on many samples; no user code is needed.
+
+    Args:
+        path: the bundle.
+        data: see ``tpcompile.data.load_data``; default: docstrings where the bundle has a tokenizer, else its test vectors.
+        samples: at most this many.
+        atol: tolerance of the law instead of 1e-5, relative to ``max(1, max|masked|)``.
+        rtol: alias of ``atol``: the law has one tolerance; the larger counts.
+        min_agreement: least agreement with dense.
+        max_drop: largest drop of the task's score, as a share.
+        progress: called per phase.
+    """
+    found = bundles.read(path)
+    rows = _samples(found, data, samples, "docstrings:pairs")
+    tolerance = max([t for t in (atol, rtol) if t is not None], default=found.manifest.tolerance.get("parity", TOLERANCE))
+    if progress is not None:
+        progress(f"validate {len(rows)} samples", 0, 1)
+    with load(path) as engine, open_reference(found) as reference:
+        twin = found.dense
+        dense = load(twin.path) if twin is not None else None
+        try:
+            return measure_parity(engine, reference, dense, rows, tolerance, min_agreement=min_agreement, max_drop=max_drop)
+        finally:
+            if dense is not None:
+                dense.close()
+
+
+def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
+          repeats: int = 3, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, confidence: float = 0.95,
+          progress: Progress | None = None) -> Latency:  # fmt: skip
+    """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
+
+    Args:
+        path: the bundle.
+        against: ``dense``, or another bundle.
+        data: see ``validate``.
+        samples: at most this many.
+        repeats: warm passes.
+        threads: per engine.
+        slo: such as ``p95<=8ms``.
+        min_speedup: such as 1.3.
+        confidence: of the verdict.
+        progress: called per phase.
+    """
+    found = bundles.read(path)
+    other = found.path / "dense" if str(against) == "dense" else Path(against)
+    rows = _samples(found, data, samples, "docstrings:stream")
+    gate = None if slo is None else Slo.parse(slo)
+    if progress is not None:
+        progress(f"time {len(rows)} samples, {repeats + 1} passes", 0, 1)
+    with load(path, threads=threads) as engine:
+        counts = [_counts(engine, row) for row in rows]
+    return measure_latency(
+        lambda: load(path, threads=threads), lambda: load(other, threads=threads), rows, repeats,
+        confidence=confidence, min_speedup=min_speedup, slo=gate, flops=found.manifest.flops, counts=counts,
+    )  # fmt: skip
+
+
+def _counts(engine: Engine, sample: Sample) -> Counts:
+    _, kept = engine.kept(**sample.inputs)
+    return Counts(sample.length, kept.counts, kept.stored)
+
+
+def _choose(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: {', '.join(known)}")
+
+
+def _demand(runtime: Backend) -> None:
+    found = runtime.probe()
+    if not found.ok:
+        raise BackendUnavailable(f"{runtime.name}: {found.reason}", fix=found.fix)
+
+
+class _Steps:
+    """Counts the steps of an export."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.done = progress, 0
+
+    def __call__(self) -> None:
+        if self.progress is not None:
+            self.progress(STEPS[self.done], self.done, len(STEPS))
+        self.done += 1
+
+
+def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        path = Path(scratch) / "model.onnx"
+        model.save(path)
+        runtime.build(path, out, precision)
+
+
+def _samples(found: Bundle, data: str | Path | None, limit: int | None, default: str) -> list[Sample]:
+    """The data asked for; else real texts where the bundle can tokenise, else its own test vectors."""
+    names = tuple(t.name for t in found.manifest.inputs)
+    if data is None and not (found.path / "tokenizer.json").is_file():
+        return [Sample("", dict(v.inputs)) for v in found.vectors()][:limit]
+    longest = found.manifest.dims.get("seq", (2, 512))[1]
+    return load_data(data or default, found.path, longest, limit, names=names)
+
+
+def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
+    """A few inputs with the masked program's own answers: real texts where there is a tokenizer, and the example."""
+    import torch
+
+    given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
+    if (folder / "tokenizer.json").is_file():
+        longest = placed.dims.get("seq", (2, 512))[1]
+        given += [s.inputs for s in load_data(None, folder, longest, 4, names=tuple(subject.inputs))]
+    rows = []
+    for inputs in given:
+        trace = placed.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+        taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
+        taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
+        kept = compose(taps, len(trace.keep), trace.keep[0].shape[1])
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, kept.masks))
+    return rows
+
+
+def _manifest(subject: Subject, lowered: Lowered, target: str, precision: str) -> Manifest:
+    compact = lowered.compact
+    paper = polynomial(lowered.placed)
+    terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
+    sites = tuple(
+        SiteInfo(name=s.name, module=s.where.module, where=s.where.short, keeps=f"{s.tokens.name} < t{s.tokens.level - 1}", score=bool(s.score))
+        for s in compact.sites
+    )
+    return Manifest(
+        target=target,
+        role="pruned",
+        model=subject.info,
+        method=subject.method,
+        sites=sites,
+        dims=dict(compact.dims),
+        inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
+        outputs=(),
+        ranges=dict(subject.values),
+        precision=precision,
+        pipeline=",".join(compact.history),
+        assumptions=compact.assumptions,
+        flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
+        tolerance={"parity": TOLERANCE},
+        environment=_environment(),
+    )
+
+
+def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
+    return pruned.model_copy(
+        update={
+            "role": "dense", "sites": (), "assumptions": (), "method": None, "pipeline": ",".join(dense.history),
+            "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
+            "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
+        }
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "transformers")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
+    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+

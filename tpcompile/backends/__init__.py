@@ -1,0 +1,41 @@
+"""Backends by target name. The runtimes themselves are imported only when one is used."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tpcompile.backends.base import Availability, Backend, Session
+from tpcompile.backends.onnxruntime import OnnxRuntime
+from tpcompile.backends.openvino import OpenVino
+from tpcompile.errors import UsageError
+
+__all__ = ["Availability", "Backend", "Session", "backend", "backends", "register"]
+
+_REGISTRY: dict[str, Backend] = {one.name: one for one in (OnnxRuntime(), OpenVino())}
+
+
+def backends() -> Mapping[str, Backend]:
+    """Every backend by target name, built-in ones first; a read-only view."""
+    return MappingProxyType(_REGISTRY)
+
+
+def backend(name: str) -> Backend:
+    """The backend of a target.
+
+    Raises:
+        UsageError: no backend has this name.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    raise UsageError(f"unknown target {name!r}", fix=f"use one of: {', '.join(_REGISTRY)}")
+
+
+def register(new: Backend) -> None:
+    """Add a plug-in's backend.
+
+    Raises:
+        UsageError: the name is taken; both classes are named.
+    """
+    old = _REGISTRY.setdefault(new.name, new)
+    if old is not new:
+        both = " and ".join(f"{type(one).__module__}.{type(one).__qualname__}" for one in (old, new))
+        raise UsageError(f"two backends are called {new.name!r}: {both}", fix="uninstall one of the two plug-ins")

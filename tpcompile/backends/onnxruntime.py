@@ -1,0 +1,172 @@
+"""ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from tpcompile.backends.base import Availability
+from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+FILE = "model.onnx"
+
+
+class OnnxRuntime:
+    """Builds and opens ``model.onnx`` (with ``model.onnx.data`` where weights are external) on the CPU provider."""
+
+    name: ClassVar[str] = "onnx"
+
+    def probe(self) -> Availability:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        try:
+            import onnxruntime
+        except (ImportError, OSError) as error:
+            return Availability(False, reason=f"onnxruntime cannot be imported: {error}", fix="pip install onnxruntime")
+        return Availability(True, version=onnxruntime.__version__, devices=tuple(onnxruntime.get_available_providers()))
+
+    def build(self, model: Path, out: Path, precision: str) -> None:
+        """Copy the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
+        _check_precision(precision)
+        _runtime()
+        with _refusals(model):
+            external = _external(_read(model))
+        for source, target in [(model, FILE), *((model.parent / name, name) for name in external)]:
+            if source.resolve() != (out / target).resolve():
+                shutil.copyfile(source, out / target)
+        self.open(out).close()
+
+    def open(self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32") -> "OnnxSession":
+        """See :class:`~tpcompile.backends.base.Backend`. Taps become further outputs of a copy in memory."""
+        _check_precision(precision)
+        runtime = _runtime()
+        path = folder / FILE
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # what it logs as an error it also raises
+        if threads:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        source: str | bytes = str(path)
+        with _refusals(path):
+            if taps:
+                source = _tapped(path, taps).SerializeToString()
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            return OnnxSession(runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+
+
+class OnnxSession:
+    """One ``InferenceSession``; see :class:`~tpcompile.backends.base.Session`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._names = [output.name for output in session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :class:`~tpcompile.backends.base.Session`."""
+        if self._session is None:
+            raise UsageError("the session is closed", fix="open the engine again")
+        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        """See :class:`~tpcompile.backends.base.Session`."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _runtime() -> Any:
+    """The module ``onnxruntime``, its usage events off.
+
+    Raises:
+        BackendUnavailable: it cannot be imported.
+    """
+    found = OnnxRuntime().probe()
+    if not found.ok:
+        raise BackendUnavailable(found.reason, fix=found.fix)
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def _check_precision(precision: str) -> None:
+    if precision != "fp32":
+        raise UsageError(f"target onnx has no precision {precision!r}", fix="use fp32, or target openvino for bf16 and fp16")
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what onnx or the runtime says about a file into BuildFailed; tpcompile's own errors and the disk's pass."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as status
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+
+    refused = (
+        DecodeError,
+        FileNotFoundError,
+        status.Fail,
+        status.InvalidArgument,
+        status.InvalidGraph,
+        status.InvalidProtobuf,
+        status.NoSuchFile,
+        status.NotImplemented,
+        status.RuntimeException,
+    )
+    try:
+        yield
+    except refused as error:
+        raise BuildFailed(
+            f"ONNX Runtime refused {path.name}: {error}", fix="export again; if it stays, try target openvino"
+        ) from error
+
+
+def _read(path: Path) -> "onnx.ModelProto":
+    import onnx
+
+    return onnx.load(path, load_external_data=False)
+
+
+def _external(model: "onnx.ModelProto") -> list[str]:
+    """Names of the external data files, sorted.
+
+    Raises:
+        UsageError: one does not lie beside the model; nothing outside a bundle is ever read.
+    """
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    names = sorted({ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)})
+    for name in names:
+        if Path(name).name != name:
+            raise UsageError(
+                f"external data {name!r} lies outside the model's folder", fix="save the model with its data beside it"
+            )
+    return names
+
+
+def _tapped(path: Path, taps: Sequence[str]) -> "onnx.ModelProto":
+    """The model with internal values as further outputs; the runtime infers their types itself.
+
+    Raises:
+        UsageError: a name no node produces.
+    """
+    import onnx
+
+    model = _read(path)
+    produced = {name for node in model.graph.node for name in node.output}
+    missing = sorted(set(taps) - produced)
+    if missing:
+        raise UsageError(
+            f"{path.name} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
+        )
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps if name not in present)
+    return model

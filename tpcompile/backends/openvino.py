@@ -1,0 +1,211 @@
+"""OpenVINO: target ``openvino``. Writes ``openvino_model.xml/.bin``, and ``openvino_taps.xml`` where the model has taps.
+
+Why two graphs on one weights file: OpenVINO drops what no output needs, when it converts and when it reads, so a tap's name
+cannot be counted on (``site0.index`` is lost as soon as nothing but the tap reads it). The model is therefore converted with the
+taps as outputs and saved as ``openvino_taps.xml``; the plain file is the same text without those outputs. What proves the engine
+is the engine.
+"""
+
+import re
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from tpcompile.backends.base import Availability
+from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
+
+PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
+"""Precision -> what the CPU plugin computes in. ``fp16`` is storage only: half the file, float32 arithmetic."""
+TAP = re.compile(r"site\d+\.\w+")
+NUMBERED = re.compile(r"[A-Za-z]\w*_\d+")
+
+
+class OpenVino:
+    """Builds OpenVINO IR and opens it on the CPU plugin with the latency hint."""
+
+    name: ClassVar[str] = "openvino"
+
+    def probe(self) -> Availability:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        try:
+            openvino = _import()
+            devices = tuple(openvino.Core().available_devices)
+        except (ImportError, OSError, RuntimeError) as error:
+            return Availability(False, reason=f"openvino cannot be used: {error}", fix="pip install 'tpcompile[openvino]'")
+        if "CPU" not in devices:
+            return Availability(False, openvino.__version__, "openvino has no CPU device", "reinstall openvino", devices)
+        return Availability(True, version=openvino.__version__, devices=devices)
+
+    def build(self, model: Path, out: Path, precision: str) -> None:
+        """See :class:`~tpcompile.backends.base.Backend`. Compiles once: what the plugin refuses must fail here, not at load."""
+        _hint(precision)
+        openvino = _runtime()
+        with tempfile.TemporaryDirectory(dir=out, prefix=".convert") as folder:
+            scratch = Path(folder)
+            names, taps = _expose(model, scratch / "model.onnx")
+            try:
+                graph = openvino.convert_model(scratch / "model.onnx")
+                _label(graph, names)
+                openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
+            except Exception as error:  # the converter raises bare RuntimeError and Exception
+                raise _refused(model.name, error) from error
+            (scratch / "ir.bin").replace(out / WEIGHTS)
+            (out / PLAIN).write_bytes(_without(scratch / "ir.xml", taps))
+            if taps:
+                (scratch / "ir.xml").replace(out / TAPPED)
+        self.open(out, precision=precision).close()
+
+    def open(self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32") -> "OpenVinoSession":
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        hint = _hint(precision)
+        openvino = _runtime()
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if threads:
+            config["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        try:
+            graph = core.read_model(folder / (TAPPED if taps else PLAIN), folder / WEIGHTS)
+        except RuntimeError as error:
+            raise _refused(folder.name, error) from error
+        if taps:
+            _select(graph, taps)
+        try:
+            compiled = core.compile_model(graph, "CPU", config)
+        except RuntimeError as error:
+            raise _refused(folder.name, error) from error
+        _require(compiled, hint)
+        return OpenVinoSession(compiled)
+
+
+class OpenVinoSession:
+    """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._names = [port.get_any_name() for port in compiled.outputs]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :class:`~tpcompile.backends.base.Session`."""
+        if self._request is None:
+            raise UsageError("the session is closed", fix="open the engine again")
+        results = self._request.infer(dict(feeds))
+        return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+    def close(self) -> None:
+        """See :class:`~tpcompile.backends.base.Session`."""
+        self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _import() -> Any:
+    """The module ``openvino``, without its usage reports: it sends one at import unless that package is out of reach."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is Python's mark for "not importable"
+    import openvino
+
+    return openvino
+
+
+def _runtime() -> Any:
+    found = OpenVino().probe()
+    if not found.ok:
+        raise BackendUnavailable(found.reason, fix=found.fix)
+    return _import()
+
+
+def _hint(precision: str) -> str:
+    if precision not in HINTS:
+        raise UsageError(f"target openvino has no precision {precision!r}", fix=f"use one of: {', '.join(HINTS)}")
+    return HINTS[precision]
+
+
+def _refused(name: str, error: Exception) -> BuildFailed:
+    return BuildFailed(f"OpenVINO refused {name}: {str(error).strip()}", fix="export again; if it stays, try target onnx")
+
+
+def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
+    """Write a copy of the model whose taps are outputs too.
+
+    Returns:
+        ``(names, taps)``: all output names in graph order, and those of the taps among them.
+
+    Raises:
+        BuildFailed: the file is not ONNX, or its data is missing or lies elsewhere.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+
+    try:
+        proto = onnx.load(model)
+    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        raise _refused(model.name, error) from error
+    present = {output.name for output in proto.graph.output}
+    taps = [name for node in proto.graph.node for name in node.output if TAP.fullmatch(name) and name not in present]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+    large = proto.ByteSize() > 1_500_000_000  # protobuf ends at 2 GiB
+    onnx.save(proto, out, save_as_external_data=large, location="model.onnx.data" if large else None)
+    return [output.name for output in proto.graph.output], taps
+
+
+def _label(graph: Any, names: Sequence[str]) -> None:
+    """Give every output its one ONNX name, and numbered nodes their place in this graph: OpenVINO counts since process start."""
+    for port, name in zip(graph.outputs, names, strict=True):
+        port.get_tensor().set_names({name})
+    for i, node in enumerate(graph.get_ordered_ops()):
+        if NUMBERED.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{i}")
+
+
+def _without(path: Path, taps: Sequence[str]) -> bytes:
+    """The IR text without the outputs of these names; layers that nothing reads any more are ignored by the reader."""
+    tree = ET.parse(path)
+    root = tree.getroot()
+    layers, edges = root.find("layers"), root.find("edges")
+    if layers is None or edges is None:
+        raise BuildFailed("OpenVINO wrote an IR without layers", fix="report this with your openvino version")
+    gone = [layer for layer in layers if layer.get("type") == "Result" and layer.get("output_names") in set(taps)]
+    if len(gone) != len(taps):
+        raise BuildFailed(f"OpenVINO kept {len(gone)} of {len(taps)} taps", fix="report this with your openvino version")
+    ids = {layer.get("id") for layer in gone}
+    for layer in gone:
+        layers.remove(layer)
+    for edge in [edge for edge in edges if edge.get("to-layer") in ids]:
+        edges.remove(edge)
+    text: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text
+
+
+def _select(graph: Any, taps: Sequence[str]) -> None:
+    """Drop the tap outputs that were not asked for.
+
+    Raises:
+        UsageError: a tap the model does not have.
+    """
+    have = {result.output(0).get_any_name(): result for result in graph.get_results()}
+    missing = sorted(set(taps) - have.keys())
+    if missing:
+        raise UsageError(
+            f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
+        )
+    for name, result in have.items():
+        if TAP.fullmatch(name) and name not in taps:
+            graph.remove_result(result)
+
+
+def _require(compiled: Any, hint: str) -> None:
+    """Refuse a plugin that quietly computes in another precision."""
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != hint:
+        raise BackendUnavailable(f"this CPU computes in {used}, not in {hint}", fix="export with precision fp32")

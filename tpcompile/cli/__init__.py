@@ -1,0 +1,31 @@
+"""The command line: parsing and printing only; the work is done by `tpcompile.api` and the modules behind it.
+
+One file per group of verbs. Nothing heavy is imported before a verb runs, so that ``tpcompile --help`` answers at once.
+"""
+
+import click
+
+from tpcompile.cli.demo import demo
+from tpcompile.cli.export import export
+from tpcompile.cli.gates import bench, validate, verify
+from tpcompile.cli.look import explain, inspect, passes
+from tpcompile.cli.machine import doctor
+from tpcompile.cli.program import Program
+from tpcompile.cli.run import run
+
+__all__ = ["main"]
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Exit codes: 0 ok, 1 internal, 2 usage, 3 environment, 4 model unsupported, 5 parity, 6 accuracy, 7 backend build, "
+    "8 target missed, 9 integrity, 10 inconclusive, 130 interrupted.",
+)
+@click.version_option(None, "--version", package_name="tpcompile", message="%(package)s %(version)s")
+def main() -> None:
+    """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
+
+
+for _verb in (demo, export, validate, bench, inspect, run, verify, passes, explain, doctor):
+    main.add_command(_verb)

@@ -1,0 +1,88 @@
+"""``tpcompile export``: a model in, a bundle out."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tpcompile.cli.program import Verb
+from tpcompile.cli.settings import Settings
+
+BARE_WORD = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """``name=VALUE`` where VALUE is JSON, or a bare word that stands for a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise click.BadParameter(f"'{text}' is not of the form name=value")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError as error:
+        if BARE_WORD.fullmatch(value):
+            return name.strip(), value
+        raise click.BadParameter(f"the value of '{name}' is not JSON: {value} (a list: {name}='[0.1, 0.2]')") from error
+
+
+EXAMPLES = """\b
+Examples:
+  tpcompile export onnx -m minilm/ --method ltp --param thresholds='[0, 0.002, 0.004]' -o out
+  tpcompile export openvino -m minilm/ --recipe recipe.yaml --dtype bf16 -o out
+"""
+
+
+@click.command(cls=Verb, epilog=EXAMPLES)
+@click.argument("target", metavar="onnx|openvino")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory: config, safetensors, tokenizer.")
+@click.option("--method", metavar="M", help="The pruning method, such as ltp.")
+@click.option(
+    "--param", "params", multiple=True, type=parameter, metavar="NAME=JSON", help="A parameter of the method; may be repeated."
+)
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML: method, parameters; --param wins.")
+@click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls.")
+@click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
+@click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
+@click.option("--batch", type=click.Choice(["one"]), default="one", show_default=True, help="Batch policy.")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
+@click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--dump-ir", metavar="DIR", type=click.Path(path_type=Path), help="Write the program after every pass.")
+@click.pass_obj
+def export(settings: Settings, /, target: str, model: str, **options: Any) -> None:
+    """Compile MODEL into a bundle for a target.
+
+    The bundle is written whole or not at all, with the dense baseline, the masked reference and test vectors inside.
+    """
+    method, parameters = _method(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    with settings.work() as progress:
+        from tpcompile import api
+
+        bundle = api.export(
+            model,
+            target=target,
+            method=method,
+            parameters=parameters,
+            precision=options.pop("dtype"),
+            progress=progress,
+            **options,
+        )
+    manifest = bundle.manifest
+    size = sum(entry.size for entry in manifest.files.values())
+    document = {"bundle": str(bundle.path), "target": manifest.target, "identity": manifest.identity, "bytes": size}
+    settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
+    settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
+
+
+def _method(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
+    """Join the recipe and the command line: the line wins for parameters, and may not contradict the method."""
+    if recipe is None:
+        return method, parameters or None
+    from tpcompile.errors import UsageError
+    from tpcompile.recipe import Recipe
+
+    found = Recipe.read(recipe)
+    if method not in (None, found.method):
+        raise UsageError(f"--method {method}, but {recipe} is for {found.method}", fix="drop one of the two")
+    return found.method, {**found.parameters, **parameters}

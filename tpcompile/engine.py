@@ -1,0 +1,294 @@
+"""An opened bundle: arrays in, arrays out, and on request which tokens each site kept, in original positions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from tpcompile.backends import Backend, Session, backend
+from tpcompile.bundle import Bundle, read
+from tpcompile.errors import InputError, StageError, UsageError
+from tpcompile.manifest import ATTENDED, Manifest
+from tpcompile.spec import TensorSpec
+
+INSPECT = "compare with `tpcompile inspect DIR`"
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What each site decided for one sample, in original positions.
+
+    Attributes:
+        masks: per site, bool ``[N]``: the token is alive after the site.
+        stored: per site, rows of storage after the site: K; at least the alive ones, N in masked form.
+        scores: per site, float32 ``[N]``, nan where the token was gone before the site or the site has no score.
+    """
+
+    masks: tuple[np.ndarray, ...]
+    stored: tuple[int, ...]
+    scores: tuple[np.ndarray, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens alive after each site."""
+        return tuple(int(mask.sum()) for mask in self.masks)
+
+
+def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
+    """Bring every site's decision back to original positions.
+
+    In gathered form site i+1 sees the K rows that site i stored, so positions chain through ``site<i>.index`` (int64
+    ``[1, K_i]``); a row stored though dropped is told apart by ``site<i>.keep`` (bool ``[1, N_i]``). In masked form there is no
+    index: every site sees all N rows.
+
+    Args:
+        taps: what a session returned; scores (float32 ``[1, N_i]``) where the site has one.
+        sites: number of sites.
+        length: tokens N before the first site.
+
+    Raises:
+        StageError: sizes do not chain: the engine is not what its manifest says.
+    """
+    positions = np.arange(length)
+    alive = np.ones(length, dtype=bool)
+    masks, stored, scores = [], [], []
+    for i in range(sites):
+        keep = taps[f"site{i}.keep"].reshape(-1)
+        if keep.shape != positions.shape:
+            raise StageError(f"site{i} sees {keep.size} rows, but {positions.size} are stored", fix="report this with the bundle")
+        score = np.full(length, np.nan, dtype=np.float32)
+        if f"site{i}.score" in taps:
+            score[positions] = taps[f"site{i}.score"].reshape(-1)
+        score[~alive] = np.nan
+        alive = np.zeros(length, dtype=bool)
+        alive[positions[keep]] = True
+        if f"site{i}.index" in taps:
+            positions = positions[taps[f"site{i}.index"].reshape(-1)]
+        masks.append(alive)
+        stored.append(positions.size)
+        scores.append(score)
+    return Kept(tuple(masks), tuple(stored), tuple(scores))
+
+
+def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarray]:
+    """Refuse what the engine cannot take: some runtimes accept a missing input, two lengths or an unknown token id in silence.
+
+    Returns:
+        Every input as a contiguous array, in the manifest's order.
+
+    Raises:
+        InputError: a name, dtype, rank, size or value that does not fit.
+    """
+    specs = {tensor.name: tensor.spec for tensor in manifest.inputs}
+    _names(feeds, specs)
+    arrays = {name: _array(feeds[name], spec) for name, spec in specs.items()}
+    sizes: dict[str, int] = {}
+    for name, spec in specs.items():
+        _sizes(arrays[name], spec, manifest.dims, sizes)
+        _values(name, arrays[name], manifest.ranges.get(name))
+    mask = arrays.get("attention_mask")
+    if mask is not None and ATTENDED in manifest.assumptions and not mask.any():
+        raise InputError("attention_mask hides every token", fix="keep at least one token: the export assumed it")
+    return arrays
+
+
+class _Runner:
+    """A manifest with the two sessions of one graph: the plain one, and one with taps that is opened when first asked for."""
+
+    def __init__(self, manifest: Manifest, runtime: Backend, folder: Path, threads: int, precision: str) -> None:
+        self.manifest = manifest
+        self._runtime, self._folder, self._threads, self._precision = runtime, folder, threads, precision
+        self._sessions: dict[tuple[str, ...], Session] = {}
+        self._closed = False
+
+    def run(self, feeds: Mapping[str, object], taps: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        """Check, then compute the outputs and these taps."""
+        if self._closed:
+            raise UsageError("the engine is closed", fix="load the bundle again")
+        arrays = check(feeds, self.manifest)
+        return self.session(taps).run(arrays)
+
+    def session(self, taps: tuple[str, ...] = ()) -> Session:
+        """The session with these taps, opened once."""
+        if taps not in self._sessions:
+            self._sessions[taps] = self._runtime.open(self._folder, taps=taps, threads=self._threads, precision=self._precision)
+        return self._sessions[taps]
+
+    def traced(self, feeds: Mapping[str, object], kinds: tuple[str, ...]) -> tuple[dict[str, np.ndarray], Kept]:
+        """Outputs and what each site decided; ``kinds`` are the taps this form of the program has."""
+        sites = self.manifest.sites
+        taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in kinds if kind != "score" or site.score)
+        values = self.run(feeds, taps)
+        length = values["site0.keep"].shape[1] if sites else 0
+        return self.outputs(values), compose(values, len(sites), length)
+
+    def outputs(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs the manifest promises, in its order."""
+        return {output.name: values[output.name] for output in self.manifest.outputs}
+
+    def close(self) -> None:
+        """Close both sessions; a second call does nothing."""
+        self._closed = True
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+
+class Engine:
+    """A loaded bundle. Call it with the inputs by name; not for two threads at once.
+
+    Attributes:
+        bundle: where it came from, checked.
+        threads: threads per inference, 0 for the runtime's default.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        manifest = bundle.manifest
+        bundle.verify(name for name in manifest.files if "/" not in name)
+        self.bundle = bundle
+        self.threads = threads
+        self._runner = _Runner(manifest, backend(manifest.target), bundle.path, threads, manifest.precision)
+        self._runner.session()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a call takes."""
+        return tuple(tensor.spec for tensor in self.manifest.inputs)
+
+    def __call__(self, /, **inputs: object) -> dict[str, np.ndarray]:
+        """Compute.
+
+        Args:
+            inputs: every input by name, as arrays of the dtypes and shapes in ``engine.inputs``.
+
+        Returns:
+            output name -> array.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        return self._runner.outputs(self._runner.run(inputs))
+
+    def kept(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], Kept]:
+        """Compute, and say which tokens each site kept. A second session, opened at the first call; slower than a plain call.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        return self._runner.traced(inputs, ("keep", "index", "score"))
+
+    def close(self) -> None:
+        """Give the runtime's memory and threads back."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class ReferenceSession:
+    """The masked program of a bundle, in ONNX Runtime: the truth the engine is compared with."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        self.manifest = bundle.manifest
+        self._runner = _Runner(bundle.manifest, backend("onnx"), bundle.reference.parent, threads, "fp32")
+
+    def __call__(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], Kept]:
+        """Outputs and what each site decided, all N rows stored throughout.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        return self._runner.traced(inputs, ("keep", "score"))
+
+    def close(self) -> None:
+        """Give the runtime's memory and threads back."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def load(path: str | Path, *, threads: int = 0) -> Engine:
+    """Open a bundle: check its files against the manifest, then hand them to its runtime.
+
+    Args:
+        path: the directory an export wrote, or its ``dense/``.
+        threads: threads per inference; 0 is the runtime's default.
+
+    Raises:
+        UsageError: there is no bundle, or its target is unknown.
+        IntegrityError: a file is not what the manifest says.
+        BackendUnavailable: the runtime is not installed.
+        BuildFailed: the runtime refuses the files.
+    """
+    if threads < 0:
+        raise UsageError(f"threads is {threads}", fix="pass 0 for the runtime's default, or a positive number")
+    return Engine(read(path), threads)
+
+
+def open_reference(bundle: Bundle, threads: int = 0) -> ReferenceSession:
+    """Open the masked program that lies in a bundle.
+
+    Raises:
+        IntegrityError: the bundle has none, or it was changed.
+    """
+    return ReferenceSession(bundle, threads)
+
+
+def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
+    for what, names in (("missing", specs.keys() - feeds.keys()), ("unknown", feeds.keys() - specs.keys())):
+        if names:
+            raise InputError(f"{what} input: {', '.join(sorted(names))}", fix=f"this engine takes exactly: {', '.join(specs)}")
+
+
+def _array(value: object, spec: TensorSpec) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{spec.name} is not an array: {error}", fix=f"pass {spec}") from error
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputError(f"{spec.name} is {array.dtype}, not {spec.dtype}", fix=f"convert it with .astype(numpy.{spec.dtype})")
+    if array.ndim != len(spec.shape):
+        raise InputError(f"{spec.name} has shape {list(array.shape)}, not {spec}", fix=INSPECT)
+    return np.ascontiguousarray(array)
+
+
+def _sizes(array: np.ndarray, spec: TensorSpec, dims: Mapping[str, tuple[int, int]], seen: dict[str, int]) -> None:
+    """Compare one array's sizes with its spec, the dim's range, and the inputs before it (``seen``, added to)."""
+    for size, want in zip(array.shape, spec.shape, strict=True):
+        if isinstance(want, int):
+            if size != want:
+                raise InputError(f"{spec.name} has shape {list(array.shape)}, not {spec}", fix=INSPECT)
+            continue
+        low, high = dims.get(want, (1, size))
+        what = f"{spec.name} has {want} = {size}"
+        if size < max(low, 1):
+            raise InputError(
+                f"{what}; the engine takes {max(low, 1)} or more", fix="pass a longer input; empty text has no tokens"
+            )
+        if size > high:
+            raise InputError(f"{what}; the engine takes {high} at most", fix=f"truncate to {high}, or split the text")
+        if seen.setdefault(want, size) != size:
+            raise InputError(f"{what}, another input {seen[want]}", fix="give every input the same length")
+
+
+def _values(name: str, array: np.ndarray, limits: tuple[int, int] | None) -> None:
+    if limits is None or limits[0] <= array.min() <= array.max() <= limits[1]:
+        return
+    raise InputError(
+        f"{name} holds values from {array.min()} to {array.max()}; the engine takes {limits[0]} to {limits[1]}",
+        fix="tokenise with the tokenizer files in the bundle",
+    )

@@ -1,0 +1,143 @@
+"""The schema of ``tpcompile.json``: what a bundle says about itself, and its identity."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from tpcompile.spec import TensorSpec
+
+ATTENDED = "the attention mask keeps at least one token"
+"""An assumption the Engine checks on every call, where the manifest lists it."""
+
+
+def _relative(name: str) -> str:
+    """A path inside the bundle in its one spelling: no root, no drive, no ``..``, no backslash."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or str(path) != name:
+        raise ValueError(f"{name!r} is not a path inside the bundle")
+    return name
+
+
+Relative = Annotated[str, AfterValidator(_relative)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Term = tuple[int | float, tuple[str, ...]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelInfo(_Record):
+    """Where the weights came from: ``sha256`` is theirs, not a file's."""
+
+    id: str
+    family: str
+    architecture: str
+    sha256: str
+
+
+class MethodInfo(_Record):
+    """The pruning method and its parameters, enough to build the masked model again."""
+
+    name: str
+    parameters: dict[str, JsonValue] = {}
+
+
+class SiteInfo(_Record):
+    """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap."""
+
+    name: str
+    module: str = ""
+    where: str = ""
+    keeps: str = ""
+    score: bool = True
+
+
+class TensorInfo(_Record):
+    """A :class:`~tpcompile.spec.TensorSpec` in JSON."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> "TensorInfo":
+        """The JSON form of a spec."""
+        return cls(name=spec.name, dtype=spec.dtype, shape=spec.shape)
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The spec of this JSON form."""
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+
+class Flops(_Record):
+    """Floating-point operations (a multiply-accumulate is two), as sums of ``coefficient * product(token set sizes)``."""
+
+    tokens: tuple[str, ...] = ()
+    paper: tuple[Term, ...] = ()
+    graph: tuple[Term, ...] = ()
+    dense: tuple[Term, ...] = ()
+
+    @staticmethod
+    def count(terms: Iterable[Term], sizes: Mapping[str, int]) -> float:
+        """The value of one polynomial; ``sizes`` as ``{"t0": 64, "t1": 40}``."""
+        return sum(coefficient * prod(sizes[name] for name in names) for coefficient, names in terms)
+
+
+class FileInfo(_Record):
+    """What a file must be: sha256 in hex, size in bytes."""
+
+    sha256: Digest
+    size: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Record):
+    """``tpcompile.json``. Everything but ``environment`` and ``measured`` is the same for the same input.
+
+    Attributes:
+        ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
+        dims: dynamic dim name -> smallest and largest size.
+        parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
+        files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
+    """
+
+    schema_version: Literal[1] = 1
+    target: Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")]
+    role: Literal["pruned", "dense"]
+    model: ModelInfo
+    method: MethodInfo | None = None
+    sites: tuple[SiteInfo, ...] = ()
+    lowering: str = "dynamic"
+    form: str = "single"
+    buckets: tuple[int, ...] = ()
+    batch: str = "one"
+    dims: dict[str, tuple[int, int]] = {}
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    ranges: dict[str, tuple[int, int]] = {}
+    precision: str = "fp32"
+    pipeline: str = ""
+    assumptions: tuple[str, ...] = ()
+    flops: Flops = Flops()
+    tolerance: dict[str, float] = {}
+    parts: dict[Relative, Digest] = {}
+    files: dict[Relative, FileInfo] = {}
+    environment: dict[str, JsonValue] = {}
+    measured: dict[str, JsonValue] = {}
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the canonical JSON of everything that does not depend on when and where."""
+        document = self.model_dump(mode="json", exclude={"environment", "measured"})
+        return hashlib.sha256(canonical(document).encode()).hexdigest()
+
+
+def canonical(document: object) -> str:
+    """JSON in its one spelling: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,51 @@
+"""A recipe: a method and its parameters, kept in a YAML file beside a model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from tpcompile.errors import UsageError
+
+EXAMPLE = "method: ltp\nparameters:\n  thresholds: [0.001, 0.002]"
+
+
+class Recipe(BaseModel):
+    """What to do to a model.
+
+    Attributes:
+        method: the pruning method's name.
+        parameters: as the method takes them; the method checks names and values.
+        model: the model the parameters were chosen on; for people, not read.
+        note: how they were chosen; for people, not read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: Annotated[str, StringConstraints(min_length=1)]
+    parameters: dict[str, Any] = {}
+    model: str | None = None
+    note: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """Read a YAML file.
+
+        Raises:
+            UsageError: the file is missing, is no YAML, or holds something else than a recipe.
+        """
+        fix = f"a recipe looks like this:\n{EXAMPLE}"
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read the recipe {path}: {error.strerror}", fix="give the path of a YAML file") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}", fix=fix) from error
+        if not isinstance(found, dict):
+            raise UsageError(f"{path} holds no mapping", fix=fix)
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, row['loc']))}: {row['msg'].lower()}" for row in error.errors())
+            raise UsageError(f"{path} is no recipe: {wrong}", fix=fix) from error
