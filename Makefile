@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP) ## the main job on a real model and real text: table, engines, report (under 5 minutes with installation)
-	$(BIN)/tpcompile demo
+	$(BIN)/tpcompile demo --force
 
 test: check ## the gate: check, then every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

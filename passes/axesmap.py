@@ -4,7 +4,7 @@ Nothing here looks at sizes: with 64 tokens and head size 64 a value says nothin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from tpcompile.axes import Factors, parse
 from tpcompile.ops import PRUNE
 from tpcompile.passes.rules import RULES, Rule, call_of, tensor_nodes
+from tpcompile.passes.rules.base import size
 
 Key = tuple[str, int, int]
 """(node, output, dim)."""
@@ -121,4 +122,13 @@ def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
     rule = RULES.get(node.target)  # type: ignore[call-overload]
     if rule is None:
         return Described(node, None, operands)
-    return Described(node, rule.factors(call_of(node)), operands, rule)
+    return Described(node, _guarded(rule.factors(call_of(node)), operands), operands, rule)
+
+
+def _guarded(factors: Factors, operands: tuple[fx.Node, ...]) -> Factors:
+    """A dim without a factor is broadcast, so it has size 1; any other would escape every proof: it becomes rigid."""
+    loose = {(i, d) for i, dims in enumerate(factors.ins) for d, f in enumerate(dims) if f is None and size(operands[i].meta["val"].shape[d]) != 1}
+    if not loose:
+        return factors
+    ins = tuple(tuple(f"loose{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins))
+    return replace(factors, ins=ins, rigid=factors.rigid | {f"loose{i}.{d}" for i, d in loose})

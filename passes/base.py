@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
 from tpcompile.errors import StageError, TpcompileError, UsageError
 from tpcompile.passes.verify import verify
 from tpcompile.program import Program, Stage
@@ -34,6 +36,13 @@ class GraphPass:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         options = ",".join(f"{k}={v}" for k, v in changed.items())
         return f"{self.name}{{{options}}}" if options else self.name
+
+
+def share(program: Program) -> Program:
+    """Compute equal expressions once."""
+    draft = program.draft()
+    result = CSEPass()(draft)
+    return program.adopt(result.graph_module) if result is not None and result.modified else program
 
 
 Hook = Callable[[GraphPass, Program, Program, float], None]

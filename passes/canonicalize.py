@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from tpcompile.errors import NotDeterministic
-from tpcompile.passes.base import GraphPass
+from tpcompile.passes.base import GraphPass, share
 from tpcompile.passes.rules import bind
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
@@ -47,13 +46,6 @@ class Canonicalize(GraphPass):
             elif node.target is aten.mean.dim:
                 _mean(draft.graph, node)
         return share(program.adopt(draft))
-
-
-def share(program: Program) -> Program:
-    """Compute equal expressions once."""
-    draft = program.draft()
-    result = CSEPass()(draft)
-    return program.adopt(result.graph_module) if result is not None and result.modified else program
 
 
 def _random(node: fx.Node) -> None:

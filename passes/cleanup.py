@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tpcompile.passes.base import GraphPass
-from tpcompile.passes.canonicalize import share
+from tpcompile.passes.base import GraphPass, share
 from tpcompile.program import Program, Stage
 
 

@@ -46,6 +46,7 @@ class _Rewrite:
 
     def __init__(self, program: Program) -> None:
         self.program, self.draft = program, program.draft()
+        self.placements = dict(program.placements)
         self.graph = self.draft.graph
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.sites = {s.keep: s for s in program.sites}
@@ -67,10 +68,10 @@ class _Rewrite:
             else:
                 self._call(node)
         sites = tuple(self.done.get(s.keep, s) for s in self.program.sites)
-        return self.program.adopt(self.draft, sites=sites)
+        return self.program.adopt(self.draft, sites=sites, placements=self.placements)
 
     def _level(self, node: fx.Node, dim: int) -> int:
-        placement = self.program.placements.get(node.name)
+        placement = self.placements.get(node.name)
         return placement.dims.get(dim, 0) if placement else 0
 
     def _site(self, node: fx.Node) -> None:
@@ -86,19 +87,24 @@ class _Rewrite:
                 x = self._gather(x, 1, self._level(x, 1), level - 1, node)
                 keep = self._gather(keep, 1, self._level(keep, 1), level - 1, node)
                 rows = self._compact(site, x, keep, node)
+        if "val" not in rows.meta:  # the readers' rules look at the masked shapes until the whole graph is rewritten
+            rows.meta["val"], self.placements[rows.name] = node.meta["val"], self.program.placements[node.name]
         node.replace_all_uses_with(rows)
         self.graph.erase_node(node)
 
     def _compact(self, site: Site, x: fx.Node, keep: fx.Node, node: fx.Node) -> fx.Node:
         level = site.tokens.level
         score = node.args[2] if len(node.args) > 2 else None
+        if isinstance(score, fx.Node):
+            score = self._gather(score, 1, self._level(score, 1), level - 1, node)
         pinned = self._gather(self._prefix(site, keep), 1, 0, level - 1, node)
         made = self._new(node, COMPACT, x, keep, pinned, score)
         rows, alive, index = (self._new(node, operator.getitem, made, i) for i in range(3))
         self.flat[level - 1, level] = self._new(node, aten.select.int, index, 0, 0)
         self.alive[keep.name, level] = alive
         self.sizes[level] = self._new(node, aten.sym_size.int, index, 1)
-        self.done[site.keep] = replace(site, node=made.name, keep=keep.name, index=index.name)
+        tap = score.name if isinstance(score, fx.Node) else ""
+        self.done[site.keep] = replace(site, node=made.name, keep=keep.name, score=tap, index=index.name)
         return rows
 
     def _prefix(self, site: Site, keep: fx.Node) -> fx.Node:
@@ -125,7 +131,7 @@ class _Rewrite:
         return self.sizes[0]
 
     def _full_dims(self, node: fx.Node) -> list[int]:
-        placement = self.program.placements.get(node.name)
+        placement = self.placements.get(node.name)
         return [d for d, level in placement.dims.items() if level == 0] if placement else []
 
     def _number(self, node: fx.Node) -> None:
@@ -141,9 +147,12 @@ class _Rewrite:
         if not any(levels.values()):
             return
         with self.graph.inserting_before(node):
-            swap = {n: self._operand(call, i, levels) for i, n in enumerate(call.operands)}
-        node.args = fx.map_arg(node.args, lambda n: swap.get(n, n))
-        node.kwargs = fx.map_arg(node.kwargs, lambda n: swap.get(n, n))
+            gathered = iter([self._operand(call, i, levels) for i in range(len(call.operands))])
+
+        def swap(n: fx.Node) -> fx.Node:
+            return next(gathered) if isinstance(n.meta.get("val"), torch.Tensor) else n  # by place: a tensor may stand twice
+
+        node.args, node.kwargs = fx.map_arg(node.args, swap), fx.map_arg(node.kwargs, swap)
         if call.rule is not None and call.rule.sized:
             self._resize(node, call.rule.sized)
 
@@ -160,7 +169,7 @@ class _Rewrite:
         node = call.operands[index]
         assert call.factors is not None
         for dim, factor in enumerate(call.factors.ins[index]):
-            placement = self.program.placements.get(call.operands[index].name)
+            placement = self.placements.get(call.operands[index].name)
             if factor is not None and placement is not None and dim in placement.dims:
                 node = self._gather(node, dim, placement.dims[dim], levels[factor], call.node)
         return node

@@ -164,7 +164,7 @@ class Facts:
                 return elementwise(call, values)
             case Held.ZERO if factor not in call.factors.folds:
                 single = len(values) == 1 or call.factors.product
-                return Value(0.0) if single and any(v == Value(0.0) for v in values) else None
+                return Value(0.0) if single and _finite(values) and any(v == Value(0.0) for v in values) else None
             case Held.SAME if factor not in call.factors.folds:
                 return values[0]
         return None
@@ -218,11 +218,18 @@ def _uniform(call: Described, facts: list[Fact]) -> Value | None:
     return None
 
 
+def _finite(values: list[Value | None]) -> bool:
+    """Whether no operand is known to be infinite: 0 * inf is no 0."""
+    return not any(v is not None and math.isinf(v.number) for v in values)
+
+
 def elementwise(call: Described, values: list[Value | None]) -> Value | None:
     """What an elementwise op makes of known, low and unknown operands."""
     assert call.rule is not None
     target, absorbs = call.node.target, call.rule.absorbs
-    if absorbs is not None and any(v is not None and not v.low and v.number == absorbs for v in values):
+    if absorbs == 1.0 and call.node.meta["val"].dtype is not torch.bool:
+        absorbs = None  # 1 | 2 is 3
+    if absorbs is not None and _finite(values) and any(v is not None and not v.low and v.number == absorbs for v in values):
         return Value(absorbs)
     if all(v is not None and not v.low for v in values):
         return _evaluate(call, [v.number for v in values if v is not None])
@@ -279,11 +286,17 @@ def _masked_fill(call: Described, values: list[Value | None]) -> Value | None:
 
 
 def _lowered(call: Described, values: list[Value | None]) -> Value | None:
-    """Something bounded plus a mask stays masked; minus a positive known value likewise only through its negation."""
-    for i, value in enumerate(values):
-        if value is not None and value.masks and not (i == 1 and call.node.target is aten.sub.Tensor):
-            return Value(value.number, low=value.number != NEG_INF)
-    return None
+    """A sum of known numbers and something bounded stays a mask while the known part is one."""
+    given = call_of(call.node).args
+    alpha, other = given.get("alpha", 1), given.get("other")
+    if len(values) == 1:  # the other operand is a number
+        values = [values[0], Value(float(other))] if isinstance(other, (int, float)) else []
+    if not isinstance(alpha, (int, float)) or not any(v is not None and v.masks for v in values):
+        return None
+    weights = (1.0, -float(alpha) if call.node.target is aten.sub.Tensor else float(alpha))
+    total = sum(w * v.number for w, v in zip(weights, values, strict=True) if v is not None)
+    value = Value(total, low=total != NEG_INF)
+    return value if value.masks else None
 
 
 def _scaled(call: Described, values: list[Value | None]) -> Value | None:

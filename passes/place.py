@@ -11,6 +11,7 @@ One fix-point over the axis rules:
 7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``.
 """
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -63,6 +64,11 @@ class Levels:
         self.axes = axes
         self.of: dict[tuple[str, int], int] = {}
         self.born = {site.keep: site.tokens.level for site in program.sites}
+        self.ready: dict[str, int] = {}
+        newest = 0
+        for node in program.graph.nodes:
+            newest = max(newest, self.born[node.args[1].name]) if node.target is PRUNE else newest
+            self.ready[node.name] = newest
         for node in program.graph.nodes:
             self._forward(node)
         for node in reversed(program.graph.nodes):
@@ -90,8 +96,8 @@ class Levels:
     def _forward(self, node: fx.Node) -> None:
         call = self.axes.calls.get(node.name)
         if call is None:
-            if node.op == "call_function" and len(node.args) == 2 and isinstance(node.args[0], fx.Node) and self.axes.token_dims(node):
-                self._write(node, {d: self.highest(node.args[0]) for d in self.axes.token_dims(node)})
+            if node.target is operator.getitem:
+                self._item(node)
             return
         if node.target is PRUNE:
             self._write(node, {1: self._site_level(call)})
@@ -101,6 +107,14 @@ class Levels:
             return
         outs = call.factors.outs[0]
         self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
+
+    def _item(self, node: fx.Node) -> None:
+        """One output of an op that has several."""
+        source, output = node.args
+        call = self.axes.calls.get(source.name) if isinstance(source, fx.Node) else None
+        if call is not None and call.factors is not None:
+            outs = call.factors.outs[int(str(output))]
+            self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
 
     def _write(self, node: fx.Node, dims: dict[int, int]) -> None:
         self.of.update({(node.name, d): level for d, level in dims.items()})
@@ -132,7 +146,7 @@ class Levels:
             factor = call.factors.outs[0][dim]
             needs = [self._need(user, node, dim) for user in node.users]
             if factor is not None and factor not in blocked and needs:
-                self.of[node.name, dim] = max(self.get(node, dim), min(needs))
+                self.of[node.name, dim] = max(self.get(node, dim), min(*needs, self.ready[node.name]))
 
     def _need(self, user: fx.Node, node: fx.Node, dim: int) -> int:
         """The set a reader takes a token dim on."""
@@ -257,12 +271,16 @@ def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]
     for call in axes.calls.values():
         if call.factors is None or float("-inf") not in call.factors.folds.values():
             continue
-        fact, where = facts[call.operands[0]], where_of(call.node)
-        masks = [v.number for (d, cls), v in fact.held.items() if cls > 0 and v.masks and v.number != float("-inf")]
-        if masks:
-            yield f"{where.short} ({where.module}): logits spread less than {-max(masks) - 104:.0f}, so that masked keys underflow to 0"
+        fact, place = facts[call.operands[0]], where_of(call.node)
+        where = f"{place.short} ({place.module})"
+        masks = [v.number for (d, cls), v in fact.held.items() if cls > 0 and v.masks]
+        finite = [number for number in masks if number != float("-inf")]
+        if finite:
+            yield f"{where}: logits spread less than {-max(finite) - 104:.0f}, so that masked keys underflow to 0"
         if facts[call.node].pending:
-            yield f"{where.short} ({where.module}): a living token may attend to itself"
+            yield f"{where}: a living token may attend to itself"
+        elif masks:
+            yield f"{where}: the first token may be attended"
 
 
 def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:

@@ -30,7 +30,7 @@ from tpcompile.manifest import Flops, Manifest, SiteInfo, TensorInfo
 from tpcompile.parity import TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import DEFAULT, Canonicalize, Dump
-from tpcompile.passes.base import GraphPass, Hook
+from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.program import Program, Stage
@@ -41,24 +41,33 @@ Progress = Callable[[str, int, int], None]
 
 Model = nn.Module | ExportedProgram | str | Path
 
-__all__ = ["Lowered", "bench", "export", "load", "lower", "lower_all", "validate"]
+__all__ = ["Compiled", "bench", "compile_subject", "export", "fill", "load", "lower", "validate"]
 
-STEPS = ("load", "capture", "prove and compact", "write ONNX", "build engine", "build dense", "test vectors", "seal")
+STEPS = 9
+"""Steps of an export, for progress."""
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """One model at the stages a bundle needs.
+class Compiled:
+    """One model as everything a bundle holds; any number of targets can be built from it.
 
     Attributes:
+        subject: what was compiled.
         placed: masked form, the reference.
         compact: gathered form, the engine.
         dense: the baseline.
+        engine: ``compact`` as ONNX.
+        twin: ``dense`` as ONNX.
+        reference: ``placed`` as ONNX.
     """
 
+    subject: Subject
     placed: Program
     compact: Program
     dense: Program
+    engine: OnnxModel
+    twin: OnnxModel
+    reference: OnnxModel
 
 
 def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
@@ -86,28 +95,39 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     return DEFAULT(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
 
 
-def lower_all(subject: Subject, hook: Hook | None = None) -> Lowered:
-    """Every stage of a subject that a bundle holds."""
+def compile_subject(subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None) -> Compiled:
+    """Capture, prove, compact and write ONNX: all that does not depend on a target.
+
+    Args:
+        subject: see ``tpcompile.subject.subject_of``.
+        dump_ir: folder for the text of every stage.
+        say: called before every step with its name.
+    """
+    say("capture")
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
-    placed: list[Program] = []
+    stages: dict[Stage, Program] = {}
+    dump = Dump(Path(dump_ir)) if dump_ir else None
 
     def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
-        if after.stage is Stage.PLACED:
-            placed.append(after)
-        if hook is not None:
-            hook(step, before, after, seconds)
+        stages[after.stage] = after
+        if dump is not None:
+            dump(step, before, after, seconds)
 
+    say("prove and compact")
     compact = DEFAULT(captured, watch)
+    say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
-        dense = KeepAll()(Canonicalize()(captured))
+        dense = KeepAll()(stages[Stage.CAPTURED])
     if dense.output_names != compact.output_names:
         raise UsageError(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
             fix="pass a dense model with the same outputs",
         )
-    return Lowered(placed[-1], compact, dense)
+    say("write ONNX")
+    placed = stages[Stage.PLACED]
+    return Compiled(subject, placed, compact, dense, emit(compact), emit(dense), emit(placed))
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
@@ -141,35 +161,42 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     _choose("lowering", lowering, ("auto", "dynamic"))
     _choose("form", form, ("auto", "single"))
     _choose("batch", batch, ("one",))
-    runtime = backend(target)
-    _demand(runtime)
     say = _Steps(progress)
-    with bundles.stage(out, force) as folder:
-        say()
+    _demand(backend(target))
+    with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
+        say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense)
-        say()
-        hook = Dump(Path(dump_ir)) if dump_ir else None
-        say()
-        lowered = lower_all(subject, hook)
-        say()
-        engine, twin, reference = emit(lowered.compact), emit(lowered.dense), emit(lowered.placed)
-        say()
-        _build(runtime, engine, folder, precision)
-        say()
-        (folder / "dense").mkdir()
-        _build(runtime, twin, folder / "dense", precision)
-        (folder / "reference").mkdir()
-        reference.save(folder / "reference" / "model.onnx")
-        for part in (folder, folder / "dense"):
-            for asset in subject.assets:
-                copyfile(asset, part / asset.name)
-        say()
-        bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(lowered.placed, folder, subject))
-        say()
-        common = _manifest(subject, lowered, target, precision)
-        bundles.seal(folder / "dense", _dense_manifest(common, lowered.dense, twin))
-        bundles.seal(folder, common.model_copy(update={"outputs": tuple(TensorInfo.of(o) for o in engine.outputs)}))
+        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say)
     return bundles.read(out)
+
+
+def fill(folder: Path, compiled: Compiled, target: str, precision: str = "fp32", say: Callable[[str], None] = lambda step: None) -> None:
+    """Build a target's engines into a staged folder and seal it.
+
+    Args:
+        folder: from ``tpcompile.bundle.stage``.
+        compiled: the model.
+        target: ``onnx`` or ``openvino``.
+        precision: of the engine.
+        say: called before every step with its name.
+    """
+    runtime, subject = backend(target), compiled.subject
+    say("build engine")
+    _build(runtime, compiled.engine, folder, precision)
+    say("build dense")
+    (folder / "dense").mkdir()
+    _build(runtime, compiled.twin, folder / "dense", precision)
+    (folder / "reference").mkdir()
+    compiled.reference.save(folder / "reference" / "model.onnx")
+    for part in (folder, folder / "dense"):
+        for asset in subject.assets:
+            copyfile(asset, part / asset.name)
+    say("test vectors")
+    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(compiled.placed, folder, subject))
+    say("seal")
+    common = _manifest(compiled, target, precision)
+    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
+    bundles.seal(folder, common)
 
 
 def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
@@ -250,14 +277,14 @@ def _demand(runtime: Backend) -> None:
 
 
 class _Steps:
-    """Counts the steps of an export."""
+    """Passes the steps of an export on, numbered."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress, self.done = progress, 0
 
-    def __call__(self) -> None:
+    def __call__(self, step: str) -> None:
         if self.progress is not None:
-            self.progress(STEPS[self.done], self.done, len(STEPS))
+            self.progress(step, self.done, STEPS)
         self.done += 1
 
 
@@ -295,9 +322,9 @@ def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
     return rows
 
 
-def _manifest(subject: Subject, lowered: Lowered, target: str, precision: str) -> Manifest:
-    compact = lowered.compact
-    paper = polynomial(lowered.placed)
+def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
+    compact, subject = compiled.compact, compiled.subject
+    paper = polynomial(compiled.placed)
     terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
     sites = tuple(
         SiteInfo(name=s.name, module=s.where.module, where=s.where.short, keeps=f"{s.tokens.name} < t{s.tokens.level - 1}", score=bool(s.score))
@@ -311,7 +338,7 @@ def _manifest(subject: Subject, lowered: Lowered, target: str, precision: str) -
         sites=sites,
         dims=dict(compact.dims),
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
-        outputs=(),
+        outputs=tuple(TensorInfo.of(o) for o in compiled.engine.outputs),
         ranges=dict(subject.values),
         precision=precision,
         pipeline=",".join(compact.history),

@@ -67,7 +67,6 @@ class Factors:
         rigid: factors along which position or count matters: no law, the full length is needed.
         reads: factors of which only some positions are read (``x[:, 0]``): factor -> (start, stop), both from the front.
         product: a contraction or a product: one zero operand makes the result zero.
-        sized: factors whose extent the op is *given* as an argument (views, expand): ``compact`` rewrites it.
     """
 
     ins: tuple[tuple[str | None, ...], ...]

@@ -105,9 +105,9 @@ def load_data(
 
     Args:
         spec: None or ``docstrings`` for all docstrings; ``docstrings:PART`` for one of ``PARTS``: the ``calibration`` half, the
-            ``report`` half, the ``stream`` of design.md 10 (100 texts of 64 to 256 tokens), retrieval ``pairs`` (of the report
-            half; query, target, query, ...) and ``calibration-pairs``. Else a file: ``.txt`` (a text a line), ``.jsonl`` or
-            ``.csv`` (``text`` and maybe ``label``, or ``query`` and ``target``).
+            ``report`` half, the ``stream`` of design.md 10 (100 texts of 64 to 256 tokens, of the report half), retrieval
+            ``pairs`` (of the report half; query, target, query, ...) and ``calibration-pairs``. Else a file: ``.txt`` (a text a
+            line), ``.jsonl`` or ``.csv`` (``text`` and maybe ``label``, or ``query`` and ``target``).
         tokenizer_dir: folder with ``tokenizer.json``.
         max_length: the most tokens the engine takes, special tokens counted.
         limit: the most texts (or pairs) to return, from the front.
@@ -223,7 +223,7 @@ def _groups(part: str) -> list[tuple[Text, ...]]:
     """The texts of one part: alone, or two by two where they are pairs."""
     if part not in PARTS:
         raise UsageError(f"docstrings have no part {part!r}", fix=f"one of {', '.join(PARTS)}")
-    wanted = {"all": "", "stream": "", "calibration": "calibration", "calibration-pairs": "calibration"}.get(part, "report")
+    wanted = {"all": "", "calibration": "calibration", "calibration-pairs": "calibration"}.get(part, "report")
     texts = [text for text in docstrings() if wanted in ("", half(text))]
     if not part.endswith("pairs"):
         return [(Text(text, "docstrings"),) for text in texts]

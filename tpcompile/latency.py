@@ -6,8 +6,8 @@ first pass of fresh sessions is *cold*: shapes are new; the passes after it are 
 call of the engine.
 
 Figures are sums over the stream, percentiles only where the number of samples supports them, and the ratio dense / pruned with a
-paired bootstrap interval over samples. Noise is what an engine's own warm passes differ by; it widens the interval before any
-verdict.
+paired bootstrap interval over samples. Noise is what warm passes over the same inputs differ by (A-A): of each engine's
+total, and of the ratio of the totals, from which a drift of the whole machine cancels; it widens an interval before any verdict.
 """
 
 import gc
@@ -103,7 +103,7 @@ class Latency:
         shapes: number of distinct lengths among them.
         cold: the first pass of fresh sessions.
         warm: the passes after it.
-        noise: by engine, how far its own warm passes are apart, as a share.
+        noise: how far warm passes are apart, as a share: totals of ``dense`` and ``pruned``, and their ``ratio``.
         saving: work of dense and pruned on these samples; None where it is not known.
         seed: of the bootstrap.
     """
@@ -134,18 +134,17 @@ class Latency:
         if self.saving is not None:
             ratios = {"paper": self.saving.paper, "graph": self.saving.graph}
             rows += [
-                f"FLOPs ratio by {name} {ratio:.2f}, realised {self.cold.realisation[name]:.2f} cold, {self.warm.realisation[name]:.2f} warm"
+                f"FLOPs ratio by {name} {ratio:.2f}, realised {self.cold.realisation[name]:.2f} cold"
+                f", {self.warm.realisation[name]:.2f} warm"
                 for name, ratio in ratios.items()
                 if ratio is not None
             ]
         apart = ", ".join(f"{name} {share:.1%}" for name, share in self.noise.items())
-        return "\n".join([*rows, f"{self.shapes} distinct lengths; an engine's own passes differ by: {apart}"])
+        return "\n".join([*rows, f"{self.shapes} distinct lengths; warm passes differ by: {apart}"])
 
     def sentences(self) -> tuple[str, ...]:
         """What was found, in words. Slower is called slower."""
-        return tuple(
-            _sentence(name, phase, max(self.noise.values())) for name, phase in (("cold", self.cold), ("warm", self.warm))
-        )
+        return tuple(_sentence(name, phase, self.noise["ratio"]) for name, phase in (("cold", self.cold), ("warm", self.warm)))
 
 
 def bench(
@@ -184,14 +183,13 @@ def bench(
     _check(samples, repeats, confidence, min_speedup, flops, counts)
     cold, warm = _measure(pruned, dense, samples, repeats)
     work = saving(flops, counts) if flops is not None and flops.tokens else None
-    noise = {"dense": spread(warm[0]), "pruned": spread(warm[1])}
+    noise = {"dense": spread(warm[0].sum(axis=1)), "pruned": spread(warm[1].sum(axis=1))}
+    noise["ratio"] = spread(warm[0].sum(axis=1) / warm[1].sum(axis=1))
     found: dict[PhaseName, Phase] = {
         "cold": _phase(*cold, work, confidence, seed),
         "warm": _phase(*warm, work, confidence, seed),
     }
-    judged = [
-        _judge(name, found[name], max(noise.values()), confidence, min_speedup, slo) for name in phases if min_speedup or slo
-    ]
+    judged = [_judge(name, found[name], noise, confidence, min_speedup, slo) for name in phases if min_speedup or slo]
     verdict, reason = _worst([entry for entries in judged for entry in entries])
     return Latency(
         verdict=verdict,
@@ -261,20 +259,21 @@ def _phase(dense: NDArray[np.float64], pruned: NDArray[np.float64], work: Saving
 
 
 def _judge(
-    name: str, phase: Phase, noise: float, confidence: float, min_speedup: float | None, slo: Slo | None
+    name: str, phase: Phase, noise: Mapping[str, float], confidence: float, min_speedup: float | None, slo: Slo | None
 ) -> list[tuple[str, str]]:
     """A verdict with its reason for each target."""
     found = []
     if min_speedup is not None:
-        ratio = phase.speedup.widened(noise)
+        ratio = phase.speedup.widened(noise["ratio"])
         text = f"{name} speed-up {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), asked for {min_speedup:g}"
         found.append((_side(ratio.low >= min_speedup, ratio.high < min_speedup), text))
     if slo is not None:
+        slack = 1 + noise["pruned"]
         low, high = bounds(np.median(phase.pruned_ms, axis=0), slo.quantile, confidence)
         text = f"{name} p{slo.quantile * 100:.0f} between {low:.2f} and {high:.2f} ms, asked for {slo}"
         if not np.isfinite(high):
             text += f"; it needs {least(slo.quantile, confidence)} samples, there are {phase.pruned.count}"
-        found.append((_side(high * (1 + noise) <= slo.limit, low / (1 + noise) > slo.limit), text))
+        found.append((_side(high * slack <= slo.limit, low / slack > slo.limit), text))
     return found
 
 

@@ -167,13 +167,14 @@ class Program:
         return copy.copy(self.exported.graph_module).__deepcopy__({})
 
     def adopt(self, draft: fx.GraphModule, **changes: Any) -> "Program":
-        """A new Program around a changed graph: metadata is computed again for every node, weights are shared.
+        """A new Program around a changed graph: dead nodes go (never what a site decides), metadata is computed again, weights are shared.
 
         Args:
             draft: a graph from ``draft()``, changed.
             changes: other fields of the Program to replace.
         """
-        draft.graph.eliminate_dead_code(is_impure_node=_is_impure)
+        decided = {n for site in changes.get("sites", self.sites) for n in (site.keep, site.score, site.index)}
+        draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in decided)
         draft.graph.lint()
         draft.recompile()
         _refresh(draft)
@@ -197,10 +198,6 @@ class _Runner(fx.Interpreter):
         if n.name in self.watched:
             self.seen[n.name] = value
         return value
-
-
-def _is_impure(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "output")
 
 
 def _refresh(module: fx.GraphModule) -> None:

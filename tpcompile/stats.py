@@ -120,14 +120,9 @@ def paired_ratio(first: NDArray[np.float64], second: NDArray[np.float64], confid
     return Interval(value, float(found.low), float(found.high), confidence)
 
 
-def spread(passes: NDArray[np.float64]) -> float:
-    """A-A noise: how far the total of one pass is from that of another pass over the same inputs, as a share.
-
-    Args:
-        passes: ``[passes, n]`` times of one engine.
-    """
-    totals = passes.sum(axis=1)
-    return float(totals.max() / totals.min() - 1)
+def spread(values: NDArray[np.float64]) -> float:
+    """A-A noise: how far the largest of ``[passes]`` repeated measurements is above the smallest, as a share."""
+    return float(values.max() / values.min() - 1)
 
 
 def as_json(value: Any) -> Any:

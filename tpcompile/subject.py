@@ -1,5 +1,6 @@
 """What is to be compiled: a pruned model with its dense twin, example inputs, and where they came from."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ def _from_directory(source: str | Path, method: str | None, parameters: dict[str
     vocabulary = _vocabulary(loaded.model)
     ids = (torch.arange(EXAMPLE_LENGTH) * 7 + 3) % vocabulary
     inputs = {"input_ids": ids.unsqueeze(0), "attention_mask": torch.ones(1, EXAMPLE_LENGTH, dtype=torch.int64)}
-    info = ModelInfo(id=Path(source).resolve().name, family=loaded.family, architecture=loaded.architecture, sha256=loaded.weights_sha256)
+    info = ModelInfo(id=_name(Path(source)), family=loaded.family, architecture=loaded.architecture, sha256=loaded.weights_sha256)
     return Subject(
         model=pruned,
         dense=loaded.model,
@@ -97,6 +98,13 @@ def _from_directory(source: str | Path, method: str | None, parameters: dict[str
         values={"input_ids": (0, vocabulary - 1), "attention_mask": (0, 1)},
         assets=loaded.assets,
     )
+
+
+def _name(folder: Path) -> str:
+    """What the config calls the model, else the folder's name."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
+    stated = config.get("_name_or_path") if isinstance(config, dict) else None
+    return stated if isinstance(stated, str) and stated and not Path(stated).is_absolute() else folder.resolve().name
 
 
 def _vocabulary(model: nn.Module) -> int:

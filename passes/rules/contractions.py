@@ -46,15 +46,24 @@ def _linear(call: Call) -> Factors:
 register(
     aten.matmul.default,
     _matmul,
-    lambda: [(torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)), (torch.randn(2, 5, 4), torch.randn(4, 6)), (torch.randn(5, 4), torch.randn(4))],
+    lambda: [
+        (torch.randn(3, 7, 5, 4), torch.randn(3, 7, 4, 6)),
+        (torch.randn(3, 7, 5, 4), torch.randn(7, 4, 6)),
+        (torch.randn(3, 1, 5, 4), torch.randn(7, 4, 6)),
+        (torch.randn(3, 5, 4), torch.randn(4, 6)),
+        (torch.randn(3, 5, 4), torch.randn(4)),
+        (torch.randn(4), torch.randn(3, 4, 6)),
+        (torch.randn(5, 4), torch.randn(4)),
+        (torch.randn(4), torch.randn(4)),
+    ],
     held=Held.ZERO,
 )
 register(
     aten.linear.default,
     _linear,
-    lambda: [(torch.randn(2, 5, 4), torch.randn(3, 4)), (torch.randn(2, 5, 4), torch.randn(3, 4), torch.randn(3))],
+    lambda: [(torch.randn(6, 5, 4), torch.randn(3, 4)), (torch.randn(6, 5, 4), torch.randn(3, 4), torch.randn(3))],
     held=Held.ZERO,
 )
-contraction(aten.bmm.default, "b i k, b k j -> b i j", "k", [((2, 5, 4), (2, 4, 3))])
+contraction(aten.bmm.default, "b i k, b k j -> b i j", "k", [((6, 5, 4), (6, 4, 3))])
 contraction(aten.mm.default, "i k, k j -> i j", "k", [((5, 4), (4, 3))])
 contraction(aten.mv.default, "i k, k -> i", "k", [((5, 4), (4,))])

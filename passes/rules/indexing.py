@@ -50,8 +50,9 @@ def _gather(call: Call) -> Factors:
     letters = names(call.out.rank)
     (dim,) = call.dims("dim", call.out.rank)
     data, index = call.tensors
-    source = tuple("rows" if d == dim else f if data.shape[d] == index.shape[d] else None for d, f in enumerate(letters))
-    return Factors((source, letters), (letters,), rigid=frozenset({"rows"}))
+    short = {d for d, f in enumerate(letters) if d != dim and data.shape[d] != index.shape[d]}  # reads a prefix, by position
+    source = tuple(f"rows{d}" if d == dim or d in short else f for d, f in enumerate(letters))
+    return Factors((source, letters), (letters,), rigid=frozenset({f"rows{dim}", *(r for d in short for r in (f"rows{d}", letters[d]))}))
 
 
 def _index_select(call: Call) -> Factors:
@@ -68,11 +69,19 @@ def _ordered(call: Call) -> Factors:
     return Factors((letters,), tuple(outs for _ in call.outs), rigid=frozenset({letters[dim], "out"}))
 
 
-register(aten.select.int, _select, lambda: [(torch.randn(2, 5, 3), 1, 0), (torch.randn(2, 5, 3), 2, 1)], held=Held.COPY)
-register(aten.slice.Tensor, _slice, lambda: [(torch.randn(2, 5, 3), 1, 0, 2), (torch.randn(2, 5, 3), 2, 0, 3)], held=Held.COPY)
-register(aten.cat.default, _cat, lambda: [([torch.randn(2, 5, 3), torch.randn(2, 5, 4)], -1)])
-register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (2, 5)))])
-register(aten.gather.default, _gather, lambda: [(torch.randn(2, 5, 3), 2, torch.randint(0, 3, (2, 5, 4)))])
-register(aten.index_select.default, _index_select, lambda: [(torch.randn(2, 7, 3), 1, torch.randint(0, 7, (5,)))])
-register(aten.topk.default, _ordered, lambda: [(torch.randn(2, 5, 6), 2)])
-register(aten.sort.default, _ordered, lambda: [(torch.randn(2, 5, 6),)])
+def _data() -> torch.Tensor:
+    return torch.randn(4, 5, 3)
+
+
+register(aten.select.int, _select, lambda: [(_data(), 1, 0), (_data(), 1, 2), (_data(), 2, 1), (_data(), 1, -1)], held=Held.COPY)
+register(aten.slice.Tensor, _slice, lambda: [(_data(), 1, 0, 2), (_data(), 1, 1, 3), (_data(), 2, 0, 3), (_data(), 1, 1)], held=Held.COPY)
+register(aten.cat.default, _cat, lambda: [([torch.randn(4, 5, 3), torch.randn(4, 5, 6)], -1)])
+register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (4, 5)))])
+register(
+    aten.gather.default,
+    _gather,
+    lambda: [(_data(), 2, torch.randint(0, 3, (4, 5, 6))), (_data(), 2, torch.randint(0, 3, (4, 2, 6)))],
+)
+register(aten.index_select.default, _index_select, lambda: [(torch.randn(4, 7, 3), 1, torch.randint(0, 7, (5,)))])
+register(aten.topk.default, _ordered, lambda: [(torch.randn(4, 5, 6), 2)])
+register(aten.sort.default, _ordered, lambda: [(torch.randn(4, 5, 6),)])

@@ -43,27 +43,27 @@ def _b(*shape: int) -> torch.Tensor:
 
 
 def _pairs() -> list[tuple[Any, ...]]:
-    return [(_x(2, 5, 3), _x(2, 5, 3)), (_x(2, 4, 5, 5), _x(2, 1, 1, 5)), (_x(5, 3), _x(3))]
+    return [(_x(4, 5, 3), _x(4, 5, 3)), (_x(3, 4, 5, 5), _x(3, 1, 1, 5)), (_x(5, 3), _x(3)), (_x(1, 5, 3), _x(4, 1, 3))]
 
 
 def _positive() -> list[tuple[Any, ...]]:
-    return [(_x(2, 5, 3), _x(2, 5, 1).abs() + 1), (_x(2, 5), torch.tensor(3.0))]
+    return [(_x(4, 5, 3), _x(4, 5, 1).abs() + 1), (_x(4, 5), torch.tensor(3.0))]
 
 
 def _bools() -> list[tuple[Any, ...]]:
-    return [(_b(2, 5), _b(2, 5)), (_b(2, 1, 5, 1), _b(2, 1, 1, 5))]
+    return [(_b(4, 5), _b(4, 5)), (_b(3, 1, 5, 1), _b(3, 1, 1, 5)), (torch.randint(0, 4, (4, 5)), torch.randint(0, 4, (4, 5)))]
 
 
 def _one() -> list[tuple[Any, ...]]:
-    return [(_x(2, 5, 3),), (_x(2, 3, 5, 5),)]
+    return [(_x(4, 5, 3),), (_x(3, 4, 5, 5),)]
 
 
 def _scalar() -> list[tuple[Any, ...]]:
-    return [(_x(2, 5, 3), 0.5), (_x(2, 3, 5, 5), 2.0)]
+    return [(_x(4, 5, 3), 0.5), (_x(3, 4, 5, 5), 2.0)]
 
 
 def _wheres() -> list[tuple[Any, ...]]:
-    return [(_b(2, 1, 1, 5), _x(2, 3, 5, 5), torch.tensor(-1e4)), (_b(2, 5, 1), _x(2, 5, 3), _x(3))]
+    return [(_b(4, 1, 1, 5), _x(4, 3, 5, 5), torch.tensor(-1e4)), (_b(4, 5, 1), _x(4, 5, 3), _x(3))]
 
 
 pointwise(aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default, samples=_pairs)
@@ -73,22 +73,22 @@ pointwise(aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.e
 pointwise(aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default, samples=_bools, absorbs=0.0)
 pointwise(aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default, samples=_bools, absorbs=1.0)
 pointwise(aten.bitwise_xor.Tensor, aten.logical_xor.default, samples=_bools)
-pointwise(aten.bitwise_not.default, aten.logical_not.default, samples=lambda: [(_b(2, 5),)])
+pointwise(aten.bitwise_not.default, aten.logical_not.default, samples=lambda: [(_b(4, 5),)])
 pointwise(
     aten.neg.default, aten.abs.default, aten.exp.default, aten.tanh.default, aten.sigmoid.default, aten.relu.default, aten.gelu.default,
     aten.silu.default, aten.erf.default, aten.sin.default, aten.cos.default, aten.clone.default, aten.sign.default, aten.floor.default,
     samples=_one,
 )  # fmt: skip
-pointwise(aten.sqrt.default, aten.rsqrt.default, aten.log.default, samples=lambda: [(_x(2, 5, 3).abs() + 1,)])
+pointwise(aten.sqrt.default, aten.rsqrt.default, aten.log.default, samples=lambda: [(_x(4, 5, 3).abs() + 1,)])
 pointwise(aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.pow.Tensor_Scalar, aten.clamp_min.default, samples=_scalar)
 pointwise(aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.eq.Scalar, aten.ne.Scalar, samples=_scalar)
 pointwise(aten.mul.Scalar, aten.div.Scalar, aten.clamp.default, samples=_scalar)
 pointwise(aten.where.self, samples=_wheres)
-pointwise(aten.where.Scalar, samples=lambda: [(_b(2, 5), 0.0, -1e4)])
-pointwise(aten.where.ScalarOther, samples=lambda: [(_b(2, 1, 5), _x(2, 5, 5), -1e4)])
-pointwise(aten.where.ScalarSelf, samples=lambda: [(_b(2, 1, 5), 0.0, _x(2, 5, 5))])
-pointwise(aten.masked_fill.Scalar, samples=lambda: [(_x(2, 3, 5, 5), _b(2, 1, 1, 5), -1e4)])
-pointwise(aten.masked_fill.Tensor, samples=lambda: [(_x(2, 3, 5, 5), _b(2, 1, 1, 5), torch.tensor(-1e4))])
+pointwise(aten.where.Scalar, samples=lambda: [(_b(4, 5), 0.0, -1e4)])
+pointwise(aten.where.ScalarOther, samples=lambda: [(_b(4, 1, 5), _x(4, 5, 5), -1e4)])
+pointwise(aten.where.ScalarSelf, samples=lambda: [(_b(4, 1, 5), 0.0, _x(4, 5, 5))])
+pointwise(aten.masked_fill.Scalar, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), -1e4)])
+pointwise(aten.masked_fill.Tensor, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), torch.tensor(-1e4))])
 
 
 def _casts(call: Call) -> Factors:
@@ -96,4 +96,4 @@ def _casts(call: Call) -> Factors:
     return Factors((letters,), (letters,))
 
 
-register(aten._to_copy.default, _casts, lambda: [(_b(2, 5),), (_x(2, 5, 3),)], held=Held.MAP)
+register(aten._to_copy.default, _casts, lambda: [(_b(4, 5),), (_x(4, 5, 3),)], held=Held.MAP)

@@ -84,9 +84,11 @@ def _unsqueeze(call: Call) -> Factors:
 
 def _squeeze(call: Call) -> Factors:
     letters = names(call.tensors[0].rank)
-    gone = {d for d in call.dims("dim", len(letters)) if call.tensors[0].shape[d] == 1}
+    asked = call.dims("dim", len(letters))
+    gone = {d for d in asked if call.tensors[0].shape[d] == 1}
     ins = tuple(None if d in gone else f for d, f in enumerate(letters))
-    return Factors((ins,), (tuple(f for d, f in enumerate(letters) if d not in gone),))
+    stay = frozenset(letters[d] for d in asked if d not in gone)  # one token left would be squeezed away
+    return Factors((ins,), (tuple(f for d, f in enumerate(letters) if d not in gone),), rigid=stay)
 
 
 def _expand(call: Call) -> Factors:
@@ -96,13 +98,18 @@ def _expand(call: Call) -> Factors:
     return Factors((ins,), (outs,))
 
 
+def _reshapes() -> list[tuple[object, ...]]:
+    split, merge = torch.randn(6, 5, 12), torch.randn(6, 5, 3, 4)
+    return [(split, [6, 5, 3, 4]), (merge, [6, 5, 12]), (merge, [-1, 5, 12]), (split, [1, 6, 5, 1, 12]), (split, [30, 12]), (split, [6, -1, 4])]
+
+
 for _op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
     _sized = "shape" if _op is aten.reshape.default else "size"
-    register(_op, _reshape, lambda: [(torch.randn(2, 5, 12), [2, 5, 3, 4]), (torch.randn(2, 5, 3, 4), [2, 5, 12])], held=Held.COPY, sized=_sized)
-register(aten.permute.default, _permute, lambda: [(torch.randn(2, 5, 3), [0, 2, 1])], held=Held.COPY)
-register(aten.transpose.int, _transpose, lambda: [(torch.randn(2, 5, 3, 4), 1, 2), (torch.randn(2, 5, 3), -1, -2)], held=Held.COPY)
+    register(_op, _reshape, _reshapes, held=Held.COPY, sized=_sized)
+register(aten.permute.default, _permute, lambda: [(torch.randn(4, 5, 3), [0, 2, 1])], held=Held.COPY)
+register(aten.transpose.int, _transpose, lambda: [(torch.randn(6, 5, 3, 4), 1, 2), (torch.randn(4, 5, 3), -1, -2)], held=Held.COPY)
 register(aten.t.default, _t, lambda: [(torch.randn(5, 3),)], held=Held.COPY)
-register(aten.unsqueeze.default, _unsqueeze, lambda: [(torch.randn(2, 5), 1), (torch.randn(2, 5), -1)], held=Held.COPY)
-register(aten.squeeze.dim, _squeeze, lambda: [(torch.randn(2, 5, 1), -1)], held=Held.COPY)
-register(aten.squeeze.dims, _squeeze, lambda: [(torch.randn(2, 1, 5, 1), [1, 3])], held=Held.COPY)
-register(aten.expand.default, _expand, lambda: [(torch.randn(2, 1, 5), [2, 3, 5]), (torch.randn(5), [2, 5])], held=Held.COPY, sized="size")
+register(aten.unsqueeze.default, _unsqueeze, lambda: [(torch.randn(4, 5), 1), (torch.randn(4, 5), -1)], held=Held.COPY)
+register(aten.squeeze.dim, _squeeze, lambda: [(torch.randn(4, 5, 1), -1), (torch.randn(4, 5, 3), 1)], held=Held.COPY)
+register(aten.squeeze.dims, _squeeze, lambda: [(torch.randn(4, 1, 5, 1), [1, 3])], held=Held.COPY)
+register(aten.expand.default, _expand, lambda: [(torch.randn(4, 1, 5), [4, 3, 5]), (torch.randn(5), [4, 5]), (torch.randn(4, 1, 5), [-1, 3, -1])], held=Held.COPY, sized="size")

@@ -330,6 +330,7 @@ def test_ctrl_c_leaves_nothing(bert_folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
     while not any(tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.01)
+    time.sleep(0.2)  # in the middle of the work, not in the system call that made the folder
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr

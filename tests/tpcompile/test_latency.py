@@ -89,7 +89,7 @@ def test_cold_and_warm_are_apart(machine):
     assert found.warm.speedup.value == pytest.approx(2.0)
     assert found.cold.slower == COUNT
     assert found.warm.slower == 0
-    assert found.noise == {"dense": 0.0, "pruned": 0.0}
+    assert found.noise == {"dense": 0.0, "pruned": 0.0, "ratio": 0.0}
     cold, warm = found.sentences()
     assert "pruned is SLOWER than dense, 2.00x the time" in cold
     assert "slower on 40 samples" in cold
@@ -151,6 +151,19 @@ def test_noise_widens_the_interval(machine):
     assert found.verdict == "INCONCLUSIVE"
 
 
+def test_a_drift_of_the_whole_machine_cancels(machine):
+    """Both engines 30 % slower in the last pass: the ratio stands, a latency target does not."""
+
+    def drift(factor):
+        return lambda n, call: n * factor * (1.3 if call >= 3 * COUNT else 1.0)
+
+    options = {"min_speedup": 1.9, "slo": Slo.parse("p90<=30ms")}
+    found = bench(machine.engine("pruned", drift(0.5)), machine.engine("dense", drift(1.0)), DATA, **options)
+    assert found.noise["ratio"] == pytest.approx(0)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "speed-up" not in found.reason
+
+
 def test_engines_are_closed_when_one_breaks(machine):
     with pytest.raises(RuntimeError, match="broken"):
         bench(machine.engine("pruned", steady(1.0), fail=True), machine.engine("dense", steady(1.0)), DATA)
@@ -201,4 +214,4 @@ def test_text_has_every_figure(machine):
     assert lines[0].startswith("cold: pruned is 2.00x faster")
     assert lines[2] == "cold dense   sum 1180 ms, p50 29.50, p90 45.10"
     assert lines[6].startswith("FLOPs ratio by paper 2.03, realised 0.98 cold, 0.98 warm")
-    assert lines[-1] == "40 distinct lengths; an engine's own passes differ by: dense 0.0%, pruned 0.0%"
+    assert lines[-1] == "40 distinct lengths; warm passes differ by: dense 0.0%, pruned 0.0%, ratio 0.0%"

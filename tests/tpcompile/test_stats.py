@@ -66,7 +66,7 @@ def test_few_pairs_say_nothing():
 
 
 def test_spread_of_passes():
-    assert spread(np.array([[1.0, 1.0], [1.0, 1.2]])) == pytest.approx(0.1)
+    assert spread(np.array([2.0, 2.2])) == pytest.approx(0.1)
 
 
 def test_as_json_is_strict_json():

@@ -17,6 +17,7 @@ __all__ = ["main"]
 
 
 @click.group(
+    "tpcompile",
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Exit codes: 0 ok, 1 internal, 2 usage, 3 environment, 4 model unsupported, 5 parity, 6 accuracy, 7 backend build, "

@@ -17,7 +17,9 @@ from tpcompile.cli.settings import Settings
 def demo(settings: Settings, /, **options: Any) -> None:
     """Prune, compile, prove and time a real sentence encoder; ends with a table and an HTML report."""
     with settings.work() as progress:
-        from tpcompile import demo as module
+        from tpcompile.demo import run
 
-        found = module.run(progress=progress, **options)
+        found = run(progress=progress, **options)
     settings.emit(found.to_json(), found.text())
+    settings.verdict(found.verdict, f"every engine against the masked model; report: {found.report}")
+    click.get_current_context().exit(found.exit_code)

@@ -15,7 +15,7 @@ from tpcompile.errors import EnvironmentFault, TpcompileError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-VERDICTS = {"validate", "bench", "verify"}
+VERDICTS = {"demo", "validate", "bench", "verify"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Failure:
 def failure_of(error: BaseException, settings: Settings) -> Failure:
     """Find the exit code, the text and the next step for any exception."""
     trace = "".join(traceback.format_exception(error))
-    if isinstance(error, click.Abort | KeyboardInterrupt):
+    if settings.interrupted or isinstance(error, click.Abort):
         return Failure(130, "Interrupted", "stopped before the end; nothing half-written is left", "run the same command again")
     if isinstance(error, click.ClickException):
         return _of_click(error, settings)

@@ -1,10 +1,13 @@
 """The shell around every verb: options accepted before and after the verb, and exit codes for whatever goes wrong."""
 
+import contextlib
 import functools
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TextIO
 
 import click
@@ -45,8 +48,10 @@ class Verb(click.Command):
         """Set up logging, remember which verb runs, run it."""
         settings = ctx.ensure_object(Settings)
         settings.verb = ctx.command_path.split(" ", 1)[-1]
-        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True)
-        logging.getLogger().setLevel(LEVELS[settings.verbosity + 1] if settings.verbosity < 2 else logging.DEBUG)
+        level = LEVELS[min(settings.verbosity, 2) + 1]
+        logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=level, force=True)
+        for handler in logging.getLogger().handlers:  # a library may set its own logger to DEBUG: the handler decides
+            handler.setLevel(level)
         return super().invoke(ctx)
 
 
@@ -80,7 +85,7 @@ class Program(VerbGroup):
         words = list(sys.argv[1:] if args is None else args)
         settings = Settings(json="--json" in words)
         extra.update(standalone_mode=False, obj=settings)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), interruptible(settings):
             # A library's warning is for the log: it must neither break a JSON document nor hide the verdict line.
             warnings.showwarning = _log_warning
             try:
@@ -90,6 +95,25 @@ class Program(VerbGroup):
                 report(failure, settings)
                 code = failure.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def interruptible(settings: Settings) -> Iterator[None]:
+    """Note Ctrl-C besides raising it: a library's C code may turn the exception into an error of its own."""
+    default = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        settings.interrupted = True
+        signal.default_int_handler(number, frame)
+
+    if default is not signal.default_int_handler:  # ignored, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 def _log_warning(

@@ -24,12 +24,14 @@ class Settings:
         verbosity: -1 quiet, 0 normal, 1 and 2 for ``-v`` and ``-vv``.
         plain: no colours.
         verb: the verb that runs, such as ``passes show``.
+        interrupted: Ctrl-C was pressed.
     """
 
     json: bool = False
     verbosity: int = 0
     plain: bool = False
     verb: str = ""
+    interrupted: bool = False
 
     def emit(self, document: Mapping[str, Any], text: str) -> None:
         """Write the result to stdout: the document with ``--json``, else the text."""

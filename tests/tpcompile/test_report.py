@@ -1,0 +1,185 @@
+"""The report: one file, nothing from outside, every string escaped, words joined and levelled."""
+
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tpcompile.data import Sample
+from tpcompile.flops import Saving
+from tpcompile.latency import Latency, Phase
+from tpcompile.manifest import Flops, Manifest, MethodInfo, ModelInfo, SiteInfo, TensorInfo
+from tpcompile.parity import Difference, Parity, SampleParity, Task
+from tpcompile.report import EngineRun, ReportData, render, trace_words, write
+from tpcompile.stats import paired_ratio, summarise
+
+EVIL = "<script>alert(1)</script>&\"'"
+
+
+@dataclass(frozen=True)
+class Kept:
+    masks: tuple
+    counts: tuple
+    stored: tuple = ()
+    scores: tuple = ()
+
+
+def manifest(target="onnx", **changes):
+    return Manifest(
+        target=target,
+        role="pruned",
+        model=ModelInfo(id=EVIL, family="bert", architecture="BertModel", sha256="0" * 64),
+        method=MethodInfo(name="ltp", parameters={"thresholds": [0.0, 0.01, 0.02], "n_ref": "length"}),
+        sites=(SiteInfo(name="site0", module="encoder.layer.1"), SiteInfo(name="site1", module="encoder.layer.2", where=EVIL)),
+        inputs=(TensorInfo(name="input_ids", dtype="int64", shape=(1, "seq")),),
+        outputs=(TensorInfo(name="sentence_embedding", dtype="float32", shape=(1, 4)),),
+        flops=Flops(),
+        environment={"python": "3.12", "note": EVIL},
+        **changes,
+    )
+
+
+def parity(task=True):
+    difference = Difference(2e-7, 1e-5, 0.9999999, 2e-7)
+    records = tuple(
+        SampleParity(i, 20 + i, (15, 8 + i % 5), (15, 9), "equal", "", (), {"sentence_embedding": difference}, {})
+        for i in range(40)
+    )
+    found = Task("recall@1", 20, 0.6, 0.55, 0.8) if task else None
+    return Parity(
+        "PASSED", f"all equal {EVIL}", 0, 1e-5, 1e-6, records, {"sentence_embedding": difference}, 0, 3e-7, 0.0, found, 0
+    )
+
+
+def phase(factor, seed=0):
+    dense = np.random.default_rng(seed).uniform(5, 50, (3, 40))
+    a, b = np.median(dense, axis=0), np.median(dense * factor, axis=0)
+    speedup = paired_ratio(a, b, 0.95, 0)
+    return Phase(dense, dense * factor, summarise(a), summarise(b), speedup, {"paper": speedup.value / 2.5}, int((b > a).sum()))
+
+
+def latency(cold=0.5, warm=0.4):
+    return Latency(
+        "PASSED", "measured", 0, tuple(range(20, 60)), 40, phase(cold), phase(warm),
+        {"dense": 0.01, "pruned": 0.02, "ratio": 0.01},
+        Saving(250.0, 100.0, 250.0, 110.0), 0,
+    )  # fmt: skip
+
+
+def trace():
+    sample = Sample(
+        text=f"Token pruning {EVIL}\n works",
+        inputs={"input_ids": np.ones((1, 6), dtype=np.int64)},
+        spans=((0, 0), (0, 5), (6, 10), (10, 13), (14, 22), (0, 0)),
+        words=(None, 0, 1, 1, 2, None),
+        pieces=("[CLS]", "token", "prun", "##ing", "<script>", "[SEP]"),
+    )
+    first = np.array([True, True, False, True, True, False])
+    second = np.array([True, False, False, True, False, False])
+    return trace_words(sample, Kept((first, second), (4, 2)))
+
+
+def document(**latencies):
+    runs = (EngineRun(manifest(), parity(), latency()), EngineRun(manifest("openvino"), parity(), latency(**latencies)))
+    return render(ReportData(f"Report {EVIL}", runs, (trace(),), (f"note {EVIL}",)))
+
+
+class Collector(HTMLParser):
+    """Tags still open, and every tag and attribute met."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.ids = [], set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in {"meta", "line", "circle", "polygon", "polyline"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another"
+
+
+def test_words_are_joined_and_take_their_deepest_piece():
+    found = trace()
+    assert [(word.text, word.level, word.special) for word in found.words] == [
+        ("[CLS]", 2, True),
+        ("Token", 1, False),
+        ("pruning", 2, False),
+        ("<script>", 1, False),
+        ("[SEP]", 0, True),
+    ]
+    assert (found.tokens, found.alive) == (6, (4, 2))
+    assert [word.gap for word in found.words] == ["", " ", " ", " ", " "]
+
+
+def test_document_is_well_formed_and_alone():
+    html = document()
+    collector = Collector()
+    collector.feed(html)
+    assert collector.open == []
+    assert "script" not in collector.tags
+    assert not [entry for entry in collector.attributes if entry[1] in {"src", "href", "srcset"} or entry[1].startswith("on")]
+    assert not re.search(r"https?://|url\(|@import", html)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 5
+
+
+def test_charts_are_described():
+    html = document()
+    images = re.findall(r"<svg[^>]*>", html)
+    assert len(images) == 5
+    assert all('role="img"' in image and ("aria-label" in image) for image in images)
+    assert "layer 1: " in html
+    assert "nan" not in " ".join(re.findall(r'points="([^"]*)"', html))
+
+
+def test_levels_read_without_colour():
+    html = document()
+    assert 'title="kept by 2 of 2 sites">pruning<sub>2</sub>' in html
+    assert "print-color-adjust: exact" in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_slower_is_said():
+    html = document(cold=1.25)
+    assert '<span class="slow">0.80\u00d7 slower</span>' in html
+    assert 'class="slow">openvino fp32, cold: pruned is SLOWER than dense, 1.25x the time' in html
+    assert "0.80\u00d7 slower" not in document()
+
+
+def test_unsupported_percentiles_are_dashes():
+    assert re.search(r"\d / \d+\.\d+ / – / –", document())  # noqa: RUF001  40 samples support p50 and p90
+
+
+def test_report_without_task_or_traces():
+    html = render(ReportData("t", (EngineRun(manifest(), parity(task=False), latency()),)))
+    assert "Pruned against dense" not in html
+    assert "Words that were kept" not in html
+
+
+def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
+    data = ReportData("t", (EngineRun(manifest(), parity(), latency()),))
+    path = write(data, tmp_path / "reports" / "report.html")
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    before = path.read_bytes()
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(OSError, match="No space"):
+        write(data, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_same_data_same_bytes():
+    assert document() == document()

