@@ -39,9 +39,9 @@ STEPS = 12
 Log = Callable[[str], None]
 
 
-def rising(theta: float, layers: int) -> list[float]:
-    """Thresholds theta * l / L: none at layer 0."""
-    return [theta * layer / layers for layer in range(layers)]
+def rising(layers: int) -> list[float]:
+    """The shape l / L: none at layer 0, growing with depth."""
+    return [layer / layers for layer in range(layers)]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Encoder:
         """Multiply-accumulates of one layer: its attention at the tokens that enter it, its MLP at those that stay."""
         return (4 * self.width * entering + 2 * entering**2 + 2 * self.inner * staying) * self.width
 
-    def flops_ratio(self, samples: Sequence[Sample], theta: float) -> float:
-        """Dense / pruned over all samples, without padding, for the rising schedule that ends at ``theta``."""
-        pruned = models.prune(self.model, "ltp", thresholds=rising(theta, self.layers))
+    def flops_ratio(self, samples: Sequence[Sample], thresholds: Sequence[float]) -> float:
+        """Dense / pruned over all samples, without padding, by the paper's formula."""
+        pruned = models.prune(self.model, "ltp", thresholds=list(thresholds))
         full = kept = 0
         for sample in samples:
             trace = pruned.trace(**{name: torch.from_numpy(value) for name, value in sample.inputs.items()})
@@ -75,30 +75,34 @@ class Encoder:
         return full / kept
 
 
-def choose(model: Encoder, samples: Sequence[Sample], target: float) -> float:
-    """The theta whose FLOPs ratio on the samples is the target, by bisection.
+def choose(model: Encoder, samples: Sequence[Sample], target: float, shape: Sequence[float]) -> list[float]:
+    """Thresholds ``theta * shape`` whose FLOPs ratio on the samples is the target; theta by bisection.
 
     Raises:
-        InputError: even a threshold that drops nearly every token does not reach the target.
+        InputError: even thresholds that drop nearly every token do not reach the target.
     """
     low, high = 0.0, 0.1
-    if model.flops_ratio(samples, high) < target:
+    if model.flops_ratio(samples, [high * s for s in shape]) < target:
         raise InputError(f"no threshold reaches FLOPs /{target}", fix="ask for less, or use longer texts")
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if model.flops_ratio(samples, middle) < target else (low, middle)
-    return high
+        low, high = (middle, high) if model.flops_ratio(samples, [middle * s for s in shape]) < target else (low, middle)
+    return [high * s for s in shape]
+
+
+def calibration_texts() -> list[Sample]:
+    """Docstrings of 64 tokens or more from the calibration half."""
+    return [s for s in load_data("docstrings:calibration", model_folder(), 256) if s.length >= 64][:CALIBRATION_TEXTS]
 
 
 def export_all(folder: Path, ratios: Sequence[float], log: Log) -> list[Path]:
     """A bundle for every ratio and engine; one compilation for each ratio. What this machine cannot run is said and left out."""
     encoder = Encoder.load(model_folder())
-    texts = [s for s in load_data("docstrings:calibration", model_folder(), 256) if s.length >= 64][:CALIBRATION_TEXTS]
+    texts = calibration_texts()
     made = []
     for ratio in ratios:
-        theta = choose(encoder, texts, ratio)
-        thresholds = rising(theta, encoder.layers)
-        log(f"FLOPs /{ratio}: theta {theta:.5f}; compiling")
+        thresholds = choose(encoder, texts, ratio, rising(encoder.layers))
+        log(f"FLOPs /{ratio}: last threshold {thresholds[-1]:.5f}; compiling")
         compiled = api.compile_subject(subject_of(model_folder(), None, None, "ltp", {"thresholds": thresholds}))
         for target, precision in ENGINES:
             out = folder / f"{target}-{precision}-{ratio:g}"

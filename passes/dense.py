@@ -36,7 +36,27 @@ class KeepAll(GraphPass):
                 assert isinstance(keep, fx.Node)
                 node.replace_all_uses_with(x)
                 draft.graph.erase_node(node)
-                with draft.graph.inserting_after(keep):
-                    true = draft.graph.call_function(aten.full_like.default, (keep, True))
-                keep.replace_all_uses_with(true, delete_user_cb=lambda user, true=true: user is not true)
+                _true(draft.graph, keep)
         return program.adopt(draft)
+
+
+def _true(graph: fx.Graph, keep: fx.Node) -> None:
+    """Put a constant in the place of a keep mask; its sizes are read from the inputs, so that nothing needs the mask."""
+    with graph.inserting_after(next(n for n in reversed(graph.nodes) if n.op == "placeholder")):
+        sizes = [_size(graph, keep, d) for d in range(2)]
+    with graph.inserting_before(keep if keep.op != "placeholder" else next(n for n in graph.nodes if n.op != "placeholder")):
+        true = graph.call_function(aten.full.default, (sizes, True), {"dtype": torch.bool})
+    for made in [s for s in sizes if isinstance(s, fx.Node)]:
+        true.prepend(made)
+    keep.replace_all_uses_with(true)
+
+
+def _size(graph: fx.Graph, keep: fx.Node, dim: int) -> int | fx.Node:
+    size = keep.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    for node in graph.find_nodes(op="placeholder"):
+        for d, other in enumerate(node.meta["val"].shape):
+            if isinstance(other, torch.SymInt) and other.node.expr == size.node.expr:
+                return graph.call_function(aten.sym_size.int, (node, d))
+    return graph.call_function(aten.sym_size.int, (keep, dim))

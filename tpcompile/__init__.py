@@ -24,7 +24,20 @@ _HOMES = {
     "bench": "api", "export": "api", "load": "engine", "lower": "api", "validate": "api",
 }  # fmt: skip
 
-__all__ = ["Bundle", "Engine", "Latency", "Parity", "Program", "TpcompileError", "bench", "export", "load", "lower", "models", "validate"]
+__all__ = [
+    "Bundle",
+    "Engine",
+    "Latency",
+    "Parity",
+    "Program",
+    "TpcompileError",
+    "bench",
+    "export",
+    "load",
+    "lower",
+    "models",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

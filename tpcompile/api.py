@@ -95,7 +95,9 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     return DEFAULT(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
 
 
-def compile_subject(subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None) -> Compiled:
+def compile_subject(
+    subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
+) -> Compiled:
     """Capture, prove, compact and write ONNX: all that does not depend on a target.
 
     Args:
@@ -170,7 +172,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     return bundles.read(out)
 
 
-def fill(folder: Path, compiled: Compiled, target: str, precision: str = "fp32", say: Callable[[str], None] = lambda step: None) -> None:
+def fill(
+    folder: Path, compiled: Compiled, target: str, precision: str = "fp32", say: Callable[[str], None] = lambda step: None
+) -> None:
     """Build a target's engines into a staged folder and seal it.
 
     Args:
@@ -327,7 +331,13 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
     paper = polynomial(compiled.placed)
     terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
     sites = tuple(
-        SiteInfo(name=s.name, module=s.where.module, where=s.where.short, keeps=f"{s.tokens.name} < t{s.tokens.level - 1}", score=bool(s.score))
+        SiteInfo(
+            name=s.name,
+            module=s.where.module,
+            where=s.where.short,
+            keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
+            score=bool(s.score),
+        )
         for s in compact.sites
     )
     return Manifest(
@@ -369,4 +379,3 @@ def _environment() -> dict[str, Any]:
             versions[name] = "absent"
     hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
     return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-

@@ -1,7 +1,7 @@
 """nn.Module and example inputs -> Program[captured]: plain ATen from ``torch.export``, functional, in eval mode."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,9 @@ Dynamic = Mapping[str, Mapping[int, str]]
 Ranges = Mapping[str, tuple[int, int]]
 
 
-def capture(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, ranges: Ranges | None = None) -> Program:
+def capture(
+    model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, ranges: Ranges | None = None
+) -> Program:
     """Trace a model to functional ATen.
 
     Args:
@@ -39,14 +41,17 @@ def capture(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], dy
     if isinstance(model, ExportedProgram):
         return _adopt(model, dict(inputs), dynamic or {})
     if any(m.training for m in model.modules()):
-        raise NotDeterministic("the model is in training mode: dropout and batch statistics would be compiled in", fix="call model.eval() first")
+        raise NotDeterministic(
+            "the model is in training mode: dropout and batch statistics would be compiled in", fix="call model.eval() first"
+        )
     dynamic = dynamic or {}
     shapes = _shapes(inputs, dynamic, ranges or {})
     names: dict[str, None] = {}
     wrapped = _Named(model, dynamic, names)
+    examples = {name: value.clone() for name, value in inputs.items()}  # one tensor given twice would be traced as one input
     try:
         with tracing(), torch.no_grad():
-            exported = torch.export.export(wrapped, (), {"inputs": dict(inputs)}, dynamic_shapes={"inputs": shapes}, strict=False)
+            exported = torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {_first_line(error)}",
@@ -73,13 +78,15 @@ class _Named(nn.Module):
     def __init__(self, model: nn.Module, dynamic: Dynamic, names: dict[str, None]) -> None:
         super().__init__()
         self.captured, self.dynamic = model, dynamic
-        self.note = lambda found: names.update(dict.fromkeys(found))
+        self.note: Callable[[Iterable[str]], None] = lambda found: names.update(dict.fromkeys(found))
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        check: Any = torch._check  # untyped in torch
         first: dict[str, Any] = {}
         for name, dims in self.dynamic.items():
             for dim, symbol in dims.items():
-                torch._check(inputs[name].shape[dim] == first.setdefault(symbol, inputs[name].shape[dim]))
+                size = inputs[name].shape[dim]
+                check(size == first.setdefault(symbol, size))
         named = name_outputs(self.captured(**inputs))
         self.note(named)
         return tuple(named.values())
@@ -96,7 +103,9 @@ def name_outputs(result: Any) -> dict[str, Tensor]:
 def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> dict[str, dict[int, Any]]:
     unknown = set(dynamic) - set(inputs)
     if unknown:
-        raise CaptureError(f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}")
+        raise CaptureError(
+            f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}"
+        )
     names = {name for dims in dynamic.values() for name in dims.values()}
     bounds = {name: ranges.get(name, (2, 8192)) for name in names}
     known = {name: Dim.DYNAMIC(min=low, max=high) for name, (low, high) in bounds.items()}
@@ -109,11 +118,15 @@ def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynami
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
-        raise NotDeterministic(f"the model changes its own state while it runs: {changed}", fix="keep state out of forward, or call model.eval()")
+        raise NotDeterministic(
+            f"the model changes its own state while it runs: {changed}", fix="keep state out of forward, or call model.eval()"
+        )
     users = [s for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
     specs = tuple(_spec(name, value, dynamic.get(name, {})) for name, value in inputs.items())
     if len(users) != len(specs):
-        raise CaptureError(f"the program takes {len(users)} inputs, the example gives {len(specs)}", fix="pass one example tensor per input")
+        raise CaptureError(
+            f"the program takes {len(users)} inputs, the example gives {len(specs)}", fix="pass one example tensor per input"
+        )
     outputs = names or tuple(f"output_{i}" for i in range(len(signature.output_specs)))
     return Program(exported, Stage.CAPTURED, specs, outputs, dims=_ranges(exported, users, specs))
 
@@ -131,7 +144,9 @@ def _ranges(exported: ExportedProgram, users: Sequence[InputSpec], specs: Sequen
 
 
 def _spec(name: str, value: Tensor, dims: Mapping[int, str]) -> TensorSpec:
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims.get(d, int(s)) for d, s in enumerate(value.shape)))
+    return TensorSpec(
+        name, str(value.dtype).removeprefix("torch."), tuple(dims.get(d, int(s)) for d, s in enumerate(value.shape))
+    )
 
 
 def _first_line(error: Exception) -> str:

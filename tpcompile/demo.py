@@ -55,13 +55,22 @@ class Demo:
     def to_json(self) -> dict[str, Any]:
         """One document; per engine what ``validate`` and ``bench`` say."""
         rows = {run.name: {"parity": run.parity.to_json(), "latency": run.latency.to_json()} for run in self.runs}
-        return {"verdict": self.verdict, "recipe": self.recipe.model_dump(mode="json"), "engines": rows, "report": str(self.report)}
+        return {
+            "verdict": self.verdict,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "engines": rows,
+            "report": str(self.report),
+        }
 
     def text(self) -> str:
         """A table for the terminal."""
         lines = [f"MiniLM-L6, {self.recipe.method}, thresholds {self.recipe.parameters['thresholds']}", _kept(self.runs[0]), ""]
         for run in self.runs:
-            lines += [f"{run.name}", *(f"  {row}" for row in [*run.parity.text().splitlines(), *run.latency.text().splitlines()]), ""]
+            lines += [
+                f"{run.name}",
+                *(f"  {row}" for row in [*run.parity.text().splitlines(), *run.latency.text().splitlines()]),
+                "",
+            ]
         return "\n".join([*lines, f"report: {self.report}"])
 
 

@@ -7,9 +7,10 @@ never see them.
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -46,7 +47,9 @@ class OnnxModel:
 
     def save(self, path: Path) -> None:
         """Write the file; weights stand inside it below ``INLINE_LIMIT`` bytes, else in ``<name>.data`` beside it."""
-        heavy = sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None) > INLINE_LIMIT
+        heavy = (
+            sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None) > INLINE_LIMIT
+        )
         ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
 
 
@@ -56,13 +59,13 @@ def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
 
 def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Batch 1: the stored positions in order; no slot is ever padded, so K may be 1."""
-    stored = op.Reshape(op.Or(keep, pinned), op.Constant(value_ints=[-1]))
-    index = op.NonZero(stored)
-    positions = op.Reshape(index, op.Constant(value_ints=[-1]))
+    flat: Any = op.Constant(value_ints=[-1])
+    index = op.NonZero(op.Reshape(op.Or(keep, pinned), flat))
+    positions = op.Reshape(index, flat)
     return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
 
 
-TRANSLATIONS = {PRUNE: _prune, COMPACT: _compact}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {PRUNE: _prune, COMPACT: _compact}
 
 
 def emit(program: Program) -> OnnxModel:
@@ -88,7 +91,9 @@ def emit(program: Program) -> OnnxModel:
                 verbose=False,
             )
     except Exception as error:
-        raise EmitError(f"torch.onnx could not translate the program: {str(error).strip().splitlines()[-1]}", fix="the cause names the op") from error
+        raise EmitError(
+            f"torch.onnx could not translate the program: {str(error).strip().splitlines()[-1]}", fix="the cause names the op"
+        ) from error
     assert exported is not None
     model = exported.model
     _name_dims(model, program)
@@ -115,7 +120,12 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
     """The program with what its sites decide as further outputs: so the exporter keeps those values, under known names."""
     draft = program.draft()
     nodes = {n.name: n for n in draft.graph.nodes}
-    wanted = {f"{s.name}.{kind}": nodes[name] for s in program.sites for kind in ("keep", "score", "index") if (name := getattr(s, kind))}
+    wanted = {
+        f"{s.name}.{kind}": nodes[name]
+        for s in program.sites
+        for kind in ("keep", "score", "index")
+        if (name := getattr(s, kind))
+    }
     output = draft.graph.output_node()
     results = output.args[0]
     assert isinstance(results, (tuple, list))
@@ -149,4 +159,3 @@ def _spec(value: ir.Value, dynamic: set[str]) -> TensorSpec:
     dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
     shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
     return TensorSpec(str(value.name), dtype, shape)
-

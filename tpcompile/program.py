@@ -132,7 +132,10 @@ class Program:
 
     def _flat(self, user: list[Tensor]) -> list[Any]:
         given = iter(user)
-        return [self.constant(spec) if spec.kind is not InputKind.USER_INPUT else next(given) for spec in self.exported.graph_signature.input_specs]
+        return [
+            self.constant(spec) if spec.kind is not InputKind.USER_INPUT else next(given)
+            for spec in self.exported.graph_signature.input_specs
+        ]
 
     def constant(self, spec: Any) -> Tensor:
         """The weight or buffer behind one non-user input of the signature."""
@@ -149,7 +152,8 @@ class Program:
     @property
     def graph(self) -> fx.Graph:
         """The graph; read it, do not change it."""
-        return self.exported.graph
+        graph: fx.Graph = self.exported.graph
+        return graph
 
     def node(self, name: str) -> fx.Node:
         """The node of that name.
@@ -157,14 +161,15 @@ class Program:
         Raises:
             StageError: no such node.
         """
-        for node in self.graph.nodes:
-            if node.name == name:
-                return node
+        found: fx.Node | None = next((n for n in self.graph.nodes if n.name == name), None)
+        if found is not None:
+            return found
         raise StageError(f"no node {name!r} in the graph", fix="this is a bug: rerun with --dump-ir DIR and report the dump")
 
     def draft(self) -> fx.GraphModule:
         """A copy of the graph that a pass may change."""
-        return copy.copy(self.exported.graph_module).__deepcopy__({})
+        draft: fx.GraphModule = copy.deepcopy(self.exported.graph_module)
+        return draft
 
     def adopt(self, draft: fx.GraphModule, **changes: Any) -> "Program":
         """A new Program around a changed graph: dead nodes go (never what a site decides), metadata is computed again, weights are shared.
@@ -228,7 +233,8 @@ def _rebuild(old: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
     assert isinstance(results, (tuple, list))
     known = dict(enumerate(signature.output_specs))
     signature.output_specs = [
-        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=r.name), None) if isinstance(r, fx.Node) else known[i] for i, r in enumerate(results)
+        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=r.name), None) if isinstance(r, fx.Node) else known[i]
+        for i, r in enumerate(results)
     ]
     return ExportedProgram(
         root=module,

@@ -69,7 +69,9 @@ def subject_of(
     if method is not None and isinstance(model, nn.Module):
         model = models.prune(model, method, **dict(parameters or {}))
     elif method is not None:
-        raise UsageError("a traced program cannot be pruned by name", fix="prune the module first: tpcompile.models.prune(model, method=...)")
+        raise UsageError(
+            "a traced program cannot be pruned by name", fix="prune the module first: tpcompile.models.prune(model, method=...)"
+        )
     if inputs is None:
         raise UsageError("a module needs example inputs", fix="pass inputs={'input_ids': tensor, ...}")
     twin = dense if dense is not None else model.dense if isinstance(model, models.Pruned) else None
@@ -115,11 +117,19 @@ def _vocabulary(model: nn.Module) -> int:
 def _info(model: nn.Module | ExportedProgram) -> ModelInfo:
     if isinstance(model, ExportedProgram):
         return ModelInfo(id="exported", family="", architecture="ExportedProgram", sha256=digest(model.state_dict))
-    bad = next((name for name, value in model.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()), None)
+    bad = next(
+        (name for name, value in model.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()),
+        None,
+    )
     if bad is not None:
         raise ModelError(f"weight {bad} holds NaN or infinity", fix="load a sound checkpoint")
     if isinstance(model, models.Pruned):
-        return ModelInfo(id=model.parts.architecture, family=model.family, architecture=model.parts.architecture, sha256=digest(model.dense.state_dict()))
+        return ModelInfo(
+            id=model.parts.architecture,
+            family=model.family,
+            architecture=model.parts.architecture,
+            sha256=digest(model.dense.state_dict()),
+        )
     name = type(model).__name__
     return ModelInfo(id=name, family="", architecture=name, sha256=digest(model.state_dict()))
 
@@ -130,4 +140,6 @@ def _read_pt2(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:
-        raise ModelError(f"{path.name} is not a torch.export program: {str(error).splitlines()[0]}", fix="save it again with torch.export.save") from error
+        raise ModelError(
+            f"{path.name} is not a torch.export program: {str(error).splitlines()[0]}", fix="save it again with torch.export.save"
+        ) from error

@@ -27,7 +27,10 @@ _SHORT = {
 def render(program: Program) -> str:
     """The whole program; weights are left out, token sets stand in the shapes."""
     head = [f"program @ {program.stage.name.lower()}"]
-    head += [f"tokens t{site.tokens.level} < t{site.tokens.level - 1}   {site.name}  {_site(program, site.node)}" for site in program.sites]
+    head += [
+        f"tokens t{site.tokens.level} < t{site.tokens.level - 1}   {site.name}  {_site(program, site.node)}"
+        for site in program.sites
+    ]
     weights = {s.arg.name for s in program.exported.graph_signature.input_specs if s.kind is not InputKind.USER_INPUT}
     body = [line(node, program.placements.get(node.name)) for node in program.graph.nodes if node.name not in weights]
     return "\n".join([*head, *body])

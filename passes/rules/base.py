@@ -8,7 +8,7 @@ import enum
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -17,7 +17,8 @@ from torch._ops import OpOverload
 
 from tpcompile.axes import Factors
 
-Size = sympy.Expr
+Size: TypeAlias = Any
+"""A sympy expression (sympy ships no types): an integer where the size is fixed."""
 
 
 @dataclass(frozen=True, slots=True)

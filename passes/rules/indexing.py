@@ -27,10 +27,9 @@ def _slice(call: Call) -> Factors:
     if call.tensors[0].shape == call.out.shape:
         return Factors((letters,), (letters,))
     outs = tuple("out" if d == dim else f for d, f in enumerate(letters))
-    counts = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < sys.maxsize and step == 1
-    if not counts:
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < sys.maxsize and step == 1):
         return Factors((letters,), (outs,), rigid=frozenset({letters[dim], "out"}))
-    return Factors((letters,), (outs,), reads={letters[dim]: (int(start), int(end))}, rigid=frozenset({"out"}))
+    return Factors((letters,), (outs,), reads={letters[dim]: (start, end)}, rigid=frozenset({"out"}))
 
 
 def _cat(call: Call) -> Factors:

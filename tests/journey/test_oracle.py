@@ -27,7 +27,11 @@ def _case(folder: Path) -> dict[str, Any]:
     return found
 
 
-FOLDERS = [p.parent for p in sorted(ORACLES.glob("ltp*/case.json")) if _case(p.parent)["pruning"].get("prune_mode") == "absolute_threshold"]
+FOLDERS = [
+    p.parent
+    for p in sorted(ORACLES.glob("ltp*/case.json"))
+    if _case(p.parent)["pruning"].get("prune_mode") == "absolute_threshold"
+]
 pytestmark = pytest.mark.skipif(not FOLDERS, reason=f"no LTP oracle in {ORACLES}; set TPCOMPILE_ORACLES")
 
 

@@ -40,7 +40,9 @@ def show() -> Show:
 
     def text(program: Program) -> str:
         plain = re.sub(r" +# .*$", "", str(program), flags=re.MULTILINE)
-        return re.sub(r"test_\w+\.py:\d+ *", "HERE", plain).replace("%inputs_", "%")
+        plain = re.sub(r"test_\w+\.py:\d+ *", "HERE", plain).replace("%inputs_", "%")
+        plain = re.sub(r"\bs\d+\b", "n", plain)  # torch's name for the dynamic size
+        return plain
 
     return text
 
@@ -53,7 +55,7 @@ def agree() -> Callable[..., None]:
         for seed, length in enumerate(lengths):
             inputs = example(length, 4, seed) | (more(length) if more else {})
             with torch.no_grad():
-                want = name_outputs(model(**inputs))
+                want = name_outputs(model.eval()(**inputs))
             got = program(**inputs)
             assert got.keys() == want.keys()
             for name, value in want.items():

@@ -26,11 +26,11 @@ def test_case_1_copies_vanish(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Copies()))
     assert_expected_inline(show(program), """\
 program @ captured
-input %x: f32[1, s21, 4]
-input %keep: bool[1, s21]
-%_to_copy: f32[1, s21] = aten._to_copy.default(%keep, dtype=torch.float32)
-%unsqueeze: f32[1, s21, 1] = aten.unsqueeze.default(%_to_copy, -1)
-%mul_13: f32[1, s21, 4] = aten.mul.Tensor(%x, %unsqueeze)
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%_to_copy: f32[1, n] = aten._to_copy.default(%keep, dtype=torch.float32)
+%unsqueeze: f32[1, n, 1] = aten.unsqueeze.default(%_to_copy, -1)
+%mul_13: f32[1, n, 4] = aten.mul.Tensor(%x, %unsqueeze)
 return (%mul_13)""")
     agree(Copies(), program)
 
@@ -45,14 +45,14 @@ def test_case_2_reshapes_have_constant_sizes(toy: Toy, show: Show, agree: Agree)
     program = Canonicalize()(toy(Heads()))
     assert_expected_inline(show(program), """\
 program @ captured
-input %x: f32[1, s21, 4]
-input %keep: bool[1, s21]
-%view: f32[1, s21, 2, 2] = aten.reshape.default(%x, [1, -1, 2, 2])
-%transpose: f32[1, 2, s21, 2] = aten.transpose.int(%view, 1, 2)
-%transpose_1: f32[1, s21, 2, 2] = aten.transpose.int(%transpose, 1, 2)
-%view_1: f32[1, s21, 4] = aten.reshape.default(%transpose_1, [1, -1, 4])
-%unsqueeze: bool[1, s21, 1] = aten.unsqueeze.default(%keep, -1)
-%mul_17: f32[1, s21, 4] = aten.mul.Tensor(%view_1, %unsqueeze)
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%view: f32[1, n, 2, 2] = aten.reshape.default(%x, [1, -1, 2, 2])
+%transpose: f32[1, 2, n, 2] = aten.transpose.int(%view, 1, 2)
+%transpose_1: f32[1, n, 2, 2] = aten.transpose.int(%transpose, 1, 2)
+%view_1: f32[1, n, 4] = aten.reshape.default(%transpose_1, [1, -1, 4])
+%unsqueeze: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
+%mul_17: f32[1, n, 4] = aten.mul.Tensor(%view_1, %unsqueeze)
 return (%mul_17)""")
     agree(Heads(), program)
 
@@ -81,15 +81,15 @@ def test_case_3_a_mean_is_a_sum_over_a_count(toy: Toy, show: Show, agree: Agree)
     program = Canonicalize()(toy(Mean()))
     assert_expected_inline(show(program), """\
 program @ captured
-input %x: f32[1, s21, 4]
-input %keep: bool[1, s21]
-%unsqueeze: bool[1, s21, 1] = aten.unsqueeze.default(%keep, -1)
-%where: f32[1, s21, 4] = aten.where.ScalarOther(%unsqueeze, %x, 0.0)
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%unsqueeze: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
+%where: f32[1, n, 4] = aten.where.ScalarOther(%unsqueeze, %x, 0.0)
 %sum_dim_int_list: f32[1, 4] = aten.sum.dim_IntList(%where, [1], False, dtype=torch.float32)
 %sym_size_int: SymInt = aten.sym_size.int(%where, 1)
 %div_tensor: f32[1, 4] = aten.div.Tensor(%sum_dim_int_list, %sym_size_int)
-%sum_dim_int_list_1: f32[1, s21, 1] = aten.sum.dim_IntList(%where, [2], True, dtype=torch.float32)
-%div_tensor_1: f32[1, s21, 1] = aten.div.Tensor(%sum_dim_int_list_1, 4)
+%sum_dim_int_list_1: f32[1, n, 1] = aten.sum.dim_IntList(%where, [2], True, dtype=torch.float32)
+%div_tensor_1: f32[1, n, 1] = aten.div.Tensor(%sum_dim_int_list_1, 4)
 %sum_1: f32[1, 1] = aten.sum.dim_IntList(%div_tensor_1, [1])
 %sum_dim_int_list_2: f32[1] = aten.sum.dim_IntList(%where, [1, 2], False, dtype=torch.float32)
 %mul: SymInt = mul(%sym_size_int, 4)
@@ -114,11 +114,11 @@ def test_case_4_equal_expressions_are_computed_once(toy: Toy, show: Show, agree:
     program = Canonicalize()(toy(Twice()))
     assert_expected_inline(show(program), """\
 program @ captured
-input %x: f32[1, s21, 4]
-input %keep: bool[1, s21]
-%unsqueeze: bool[1, s21, 1] = aten.unsqueeze.default(%keep, -1)
-%mul_1: f32[1, s21, 4] = aten.mul.Tensor(%x, %unsqueeze)
-%add_12: f32[1, s21, 4] = aten.add.Tensor(%mul_1, %mul_1)
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%unsqueeze: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
+%mul_1: f32[1, n, 4] = aten.mul.Tensor(%x, %unsqueeze)
+%add_12: f32[1, n, 4] = aten.add.Tensor(%mul_1, %mul_1)
 return (%add_12)""")
     agree(Twice(), program)
 
@@ -133,7 +133,7 @@ class Dropped(nn.Module):
         return nn.functional.dropout(x, 0.5, training=True) * keep.unsqueeze(-1)
 
 
-@pytest.mark.parametrize(("model", "op"), [(Noise(), "aten.rand_like.default"), (Dropped(), "aten.dropout.default")])
+@pytest.mark.parametrize(("model", "op"), [(Noise(), "aten.rand_like.default"), (Dropped(), "aten.native_dropout.default")])
 def test_random_ops_are_refused(toy: Toy, model: nn.Module, op: str) -> None:
     with pytest.raises(NotDeterministic) as caught:
         Canonicalize()(toy(model))

@@ -18,6 +18,9 @@ from click.testing import CliRunner, Result
 from tpcompile.cli import main
 
 TEXTS = ["a quick brown fox jumps", "over the lazy dog", "tokens come and go", "one", "the rest is silence, he said"]
+THRESHOLDS = "[0.0, 0.04, 0.06]"
+"""For the tiny BERT's three layers: a text of some 20 tokens loses a part at the second and third."""
+
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "transformers", "numpy", "scipy", "pydantic", "rich", "yaml"}
 
 
@@ -35,7 +38,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def export(model: Path, out: Path, *more: str, target: str = "onnx", thresholds: str = "[0.0, 0.06, 0.07]") -> Result:
+def export(model: Path, out: Path, *more: str, target: str = "onnx", thresholds: str = THRESHOLDS) -> Result:
     return call("export", target, "-m", model, "--method", "ltp", "--param", f"thresholds={thresholds}", "-o", out, *more)
 
 
@@ -193,7 +196,7 @@ def test_the_journey(target: str, bert_folder: Path, texts: Path, tmp_path: Path
     assert json.loads(parity.stdout)["verdict"] == "PASSED"
     assert parity.stderr.splitlines()[-1].startswith("PASSED validate ")
 
-    latency = call("bench", out, "--data", texts, "--repeats", "1", "--json")
+    latency = call("bench", out, "--data", texts, "--repeats", "2", "--json")
     assert latency.exit_code in (0, 10), latency.output
     assert latency.stderr.splitlines()[-1].split()[1] == "bench"
 
@@ -206,12 +209,11 @@ def test_existing_output_is_kept_unless_forced(bert_folder: Path, bundle: Path) 
     assert (bundle / "tpcompile.json").read_bytes() == before
 
 
-def test_force_replaces_a_bundle(bert_folder: Path, tmp_path: Path) -> None:
+def test_force_replaces_a_bundle(bert_folder: Path, bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = json.loads(export(bert_folder, out, "--json").stdout)
-    again = json.loads(export(bert_folder, out, "--json", "--force").stdout)
-    other = json.loads(export(bert_folder, out, "--json", "--force", thresholds="[0, 0, 0]").stdout)
-    assert first["identity"] == again["identity"] != other["identity"]
+    before = json.loads(call("inspect", copy(bundle, out), "--json").stdout)
+    after = json.loads(export(bert_folder, out, "--json", "--force", thresholds="[0.0, 0.0, 0.05]").stdout)
+    assert before["identity"] != after["identity"] == json.loads(call("inspect", out, "--json").stdout)["identity"]
 
 
 @pytest.mark.parametrize(
@@ -267,15 +269,19 @@ def spoil(model: Path, damage: str) -> None:
         save_file(tensors, weights)
 
 
-RECIPE = "method: ltp\nparameters:\n  thresholds: [0.0, 0.06, 0.07]\nnote: by hand\n"
+RECIPE = "method: ltp\nparameters:\n  thresholds: [0.0, 0.04, 0.06]\nnote: by hand\n"
 
 
-def test_a_recipe_is_the_same_as_its_parameters(bert_folder: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_recipe_gives_the_same_bundle_as_its_parameters(bert_folder: Path, bundle: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(RECIPE, encoding="utf-8")
-    done = call("export", "onnx", "-m", bert_folder, "--recipe", recipe, "-o", tmp_path / "out", "--json")
+    more = ["--recipe", recipe, "--dump-ir", tmp_path / "ir", "-o", tmp_path / "out", "--json"]
+    done = call("export", "onnx", "-m", bert_folder, *more)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["identity"] == json.loads(call("inspect", bundle, "--json").stdout)["identity"]
+    document = json.loads(done.stdout)
+    assert set(document) == {"schema_version", "verb"} | published()["export"]
+    assert document["identity"] == json.loads(call("inspect", bundle, "--json").stdout)["identity"]
+    assert {"00-captured.txt", "rules.txt"} <= {path.name for path in (tmp_path / "ir").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -292,12 +298,6 @@ def test_a_wrong_recipe(content: str, text: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(content, encoding="utf-8")
     refused(call("export", "onnx", "-m", "m", "--method", "ltp", "--recipe", recipe, "-o", tmp_path / "out"), 2, text)
-
-
-def test_dump_ir_writes_every_stage(bert_folder: Path, tmp_path: Path) -> None:
-    assert export(bert_folder, tmp_path / "out", "--dump-ir", str(tmp_path / "ir")).exit_code == 0
-    names = {path.name for path in (tmp_path / "ir").iterdir()}
-    assert {"00-captured.txt", "rules.txt"} <= names
 
 
 # --- nothing half-written ---------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_ctrl_c_leaves_nothing(bert_folder: Path, tmp_path: Path) -> None:
         "--method",
         "ltp",
         "--param",
-        "thresholds=[0,0,0]",
+        f"thresholds={THRESHOLDS}",
         "-o",
         str(tmp_path / "out"),
     ]
@@ -419,7 +419,7 @@ def copy(bundle: Path, to: Path) -> Path:
 
 
 def test_parity_beyond_tolerance_is_5(bundle: Path, texts: Path, tmp_path: Path) -> None:
-    result = call("validate", copy(bundle, tmp_path / "out"), "--data", texts, "--atol", "0", "--rtol", "0")
+    result = call("validate", copy(bundle, tmp_path / "out"), "--data", texts, "--atol", "1e-30")
     assert result.exit_code == 5, result.output
     assert result.stderr.splitlines()[-1].startswith("FAILED validate ")
 
@@ -458,11 +458,11 @@ def published() -> dict[str, set[str]]:
     return {verb.strip("`"): {key.strip("` ") for key in keys.split(",")} for verb, keys in rows}
 
 
-def test_every_document_has_its_published_keys(bundle: Path, bert_folder: Path, texts: Path, tmp_path: Path) -> None:
+def test_every_document_has_its_published_keys(bundle: Path, texts: Path, tmp_path: Path) -> None:
     mine = copy(bundle, tmp_path / "mine")
     lines: dict[str, list[Any]] = {
         "validate": [mine, "--data", texts],
-        "bench": [mine, "--data", texts, "--repeats", "1"],
+        "bench": [mine, "--data", texts, "--repeats", "2"],
         "inspect": [mine],
         "run": [mine, "--text", "words"],
         "verify": [mine],
@@ -472,7 +472,6 @@ def test_every_document_has_its_published_keys(bundle: Path, bert_folder: Path, 
         "doctor": [],
     }
     documents = {verb: json.loads(call(*verb.split(), *rest, "--json").stdout) for verb, rest in lines.items()}
-    documents["export"] = json.loads(export(bert_folder, tmp_path / "out", "--json").stdout)
     for verb, document in documents.items():
         assert document.pop("schema_version") == 1
         assert document.pop("verb") == verb

@@ -51,8 +51,18 @@ def _data_options(command: Decorated) -> Decorated:
 @click.command(cls=Verb)
 @click.argument("bundle", metavar="DIR", type=DIR)
 @_data_options
-@click.option("--atol", type=click.FloatRange(min=0), metavar="X", help="Absolute tolerance of engine against masked reference.")
-@click.option("--rtol", type=click.FloatRange(min=0), metavar="X", help="Relative tolerance of engine against masked reference.")
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Absolute tolerance of engine against masked reference.",
+)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Relative tolerance of engine against masked reference.",
+)
 @click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of samples on which pruned and dense must agree.")
 @click.option("--max-drop", type=share, metavar="0.5pp", help="Most the task score may fall from dense to pruned, such as 0.5pp.")
 @click.pass_obj
@@ -72,7 +82,7 @@ def validate(settings: Settings, /, bundle: Path, **options: Any) -> None:
 @click.argument("bundle", metavar="DIR", type=DIR)
 @click.option("--against", default="dense", show_default=True, metavar="dense|DIR2", help="The engine to compare with.")
 @_data_options
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Warm passes over the data.")
+@click.option("--repeats", type=click.IntRange(min=2), default=3, show_default=True, help="Warm passes over the data.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine.")
 @click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms'.")
 @click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="The speed-up to reach, such as 1.3.")

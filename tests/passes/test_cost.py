@@ -1,0 +1,40 @@
+"""FLOPs by hand, on the masked and the gathered program."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tpcompile import ops
+from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
+from tpcompile.passes.cost import polynomial
+from tpcompile.program import Program
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        logits = x @ x.transpose(1, 2)
+        x = logits.softmax(-1) @ x
+        x = ops.prune(x, keep)
+        x = self.down(torch.nn.functional.gelu(self.up(x)))
+        return (x * keep.unsqueeze(-1)).sum(1)
+
+
+EXPECTED = {("t0", "t0"): 2 * (2 * 4), ("t1",): 2 * (4 * 6) * 2}
+"""A multiply-accumulate is two: logits and values are ``4 n n`` each, the linear maps ``24 k`` each."""
+
+
+def test_flops_by_token_set(toy: Callable[..., Program]) -> None:
+    captured = toy(Block())
+    placed = Pipeline((Canonicalize(), Mark(), Place()))(captured)
+    assert {names: c for c, names in polynomial(placed)} == EXPECTED
+    assert {names: c for c, names in polynomial(DEFAULT(captured))} == EXPECTED
+
+
+def test_flops_of_a_fixed_length(toy: Callable[..., Program]) -> None:
+    placed = Pipeline((Canonicalize(), Mark(), Place()))(toy(Block(), dynamic=False))
+    assert {names: c for c, names in polynomial(placed)} == EXPECTED
