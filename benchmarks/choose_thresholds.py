@@ -31,6 +31,9 @@ SHAPES: dict[str, list[float]] = {
     "second": [0, 1, 0, 0, 0, 0],
     "second and third": [0, 1, 1, 0, 0, 0],
     "first two, then mild": [1, 0.9, 0.3, 0.3, 0.3, 0],
+    "first, then mild": [1, 0.3, 0.3, 0.3, 0.3, 0],
+    "first, later mild": [1, 0, 0.25, 0.25, 0.5, 0],
+    "first, then rising": [1, 0.1, 0.2, 0.3, 0.4, 0.5],
 }
 
 

@@ -91,14 +91,12 @@ class AxesMap:
         if call.factors is None:
             return
         linked: dict[str, list[Key]] = {}
-        for operand, dims in zip(operands, call.factors.ins, strict=False):
+        tensors = [(n.name, 0, dims) for n, dims in zip(operands, call.factors.ins, strict=False)]
+        tensors += [(node.name, o, dims) for o, dims in enumerate(call.factors.outs)]
+        for name, output, dims in tensors:
             for d, factor in enumerate(dims):
                 if factor is not None:
-                    linked.setdefault(factor, []).append((operand.name, 0, d))
-        for o, dims in enumerate(call.factors.outs):
-            for d, factor in enumerate(dims):
-                if factor is not None:
-                    linked.setdefault(factor, []).append((node.name, o, d))
+                    linked.setdefault(factor, []).append((name, output, d))
         for keys in linked.values():
             self._union(keys)
 
@@ -127,7 +125,8 @@ def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
 
 def _guarded(factors: Factors, operands: tuple[fx.Node, ...]) -> Factors:
     """A dim without a factor is broadcast, so it has size 1; any other would escape every proof: it becomes rigid."""
-    loose = {(i, d) for i, dims in enumerate(factors.ins) for d, f in enumerate(dims) if f is None and size(operands[i].meta["val"].shape[d]) != 1}
+    absent = [(i, d) for i, dims in enumerate(factors.ins) for d, f in enumerate(dims) if f is None]
+    loose = {(i, d) for i, d in absent if size(operands[i].meta["val"].shape[d]) != 1}
     if not loose:
         return factors
     ins = tuple(tuple(f"loose{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins))

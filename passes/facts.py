@@ -269,7 +269,7 @@ def _where(call: Described, values: list[Value | None]) -> Value | None:
         return None
     first = call.node.args[1 if condition.number else 2]
     if isinstance(first, fx.Node):
-        return values[1 + [n for n in call.operands[1:]].index(first)]
+        return values[1 + call.operands[1:].index(first)]
     return Value(float(first)) if isinstance(first, (int, float)) else None
 
 
@@ -301,7 +301,8 @@ def _lowered(call: Described, values: list[Value | None]) -> Value | None:
 
 def _scaled(call: Described, values: list[Value | None]) -> Value | None:
     """A low value times or over a positive constant stays low."""
-    if call.node.target not in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar) or values[0] is None or not values[0].low:
+    scales = call.node.target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
+    if not scales or values[0] is None or not values[0].low:
         return None
     other = call_of(call.node).args.get("other")
     number = values[1].number if len(values) > 1 and values[1] is not None and not values[1].low else other

@@ -46,8 +46,8 @@ class Mark(GraphPass):
                 report.append(f"accepted: site{level - 1} at {where_of(node)}: {size} tokens, keep {keep.name}")
         if not sites:
             raise MarkError(
-                "the model has no prune site: nothing in it calls tpcompile.ops.prune",
-                fix="wrap it with tpcompile.models.prune(model, method=...), or call ops.prune(x, keep) where tokens are dropped",
+                "the model has no prune site: no tpcompile.ops.prune ran while it was traced",
+                fix="give the method a threshold above 0, wrap the model with tpcompile.models.prune(model, method=...), or call ops.prune(x, keep)",
             )
         return replace(program, sites=tuple(sites.values()), report=(*program.report, *report))
 

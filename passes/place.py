@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import fx
 
 from tpcompile.axes import Placement
@@ -25,7 +24,7 @@ from tpcompile.ops import PRUNE
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts, Value
-from tpcompile.program import Program, Site, Stage, where_of
+from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
 
 
@@ -42,7 +41,8 @@ class Place(GraphPass):
         axes = AxesMap(program.graph)
         if len(axes.roots) > 1:
             last = program.node(program.sites[-1].node)
-            raise _error(TokenMismatch, last, "sites prune two unrelated token axes", "prune one sequence per program; export the encoders apart")
+            fix = "prune one sequence per program; export the encoders apart"
+            raise _error(TokenMismatch, last, "sites prune two unrelated token axes", fix)
         levels = Levels(program, axes)
         facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
         pins = Proof(program, axes, levels, facts).check()
@@ -124,7 +124,8 @@ class Levels:
         level = self.born[keep.name]
         if self.get(x, 1) > level or self.get(keep, 1) > level - 1:
             raise _error(
-                TokenMismatch, call.node, f"tokens t{self.get(x, 1)} are pruned by a mask over t{self.get(keep, 1)}: sites must form one chain",
+                TokenMismatch, call.node,
+                f"tokens t{self.get(x, 1)} are pruned by a mask over t{self.get(keep, 1)}: sites must form one chain",
                 "derive each keep mask from the tokens that are alive at the site",
             )  # fmt: skip
         return level
@@ -215,7 +216,8 @@ class Proof:
                 raise _error(
                     UnmaskedFold, call.node,
                     f"{call.node.target} combines over tokens that {site.name} ({site.where.short}) dropped, and nothing masks them there",
-                    "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; the masked model reads dropped tokens here",
+                    "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; "
+                    "the masked model reads dropped tokens here",
                 )  # fmt: skip
 
     def _rigid(self, call: Described, level: int) -> None:
@@ -230,7 +232,7 @@ class Proof:
         self.pins[level] = max(self.pins.get(level, 0), stop)
 
     def _site(self, call: Described) -> None:
-        x, keep = call.operands[:2]
+        keep = call.operands[1]
         level = self.levels.get(call.node, 1)
         before = self.facts.before[keep.name]
         for cls in range(1, level):
@@ -259,7 +261,9 @@ class Proof:
         if self.facts[node].pending:
             site = self.program.sites[self.facts[node].pending - 1]
             raise _error(
-                UnmaskedFold, at, f"{what} may read a softmax row whose keys were all dropped by {site.name} ({site.where.short}): it falls back to dropped tokens",
+                UnmaskedFold, at,
+                f"{what} may read a softmax row whose keys were all dropped by {site.name} ({site.where.short}): "
+                "it falls back to dropped tokens",
                 "keep a prefix token (keep = keep | first), or multiply the softmax by the keep mask of its queries",
             )  # fmt: skip
 

@@ -27,7 +27,7 @@ from tpcompile.flops import Counts
 from tpcompile.latency import Latency, Slo
 from tpcompile.latency import bench as measure_latency
 from tpcompile.manifest import Flops, Manifest, SiteInfo, TensorInfo
-from tpcompile.parity import TOLERANCE, Parity
+from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import DEFAULT, Canonicalize, Dump
 from tpcompile.passes.base import GraphPass
@@ -42,6 +42,9 @@ Progress = Callable[[str, int, int], None]
 Model = nn.Module | ExportedProgram | str | Path
 
 __all__ = ["Compiled", "bench", "compile_subject", "export", "fill", "load", "lower", "validate"]
+
+LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
+"""Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 
 STEPS = 9
 """Steps of an export, for progress."""
@@ -204,7 +207,7 @@ def fill(
 
 
 def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
-             rtol: float | None = None, min_agreement: float | None = None, max_drop: float | None = None,
+             rtol: float | None = None, min_agreement: float | None = None, max_drop: float | None = None, truncate: bool = False,
              progress: Progress | None = None) -> Parity:  # fmt: skip
     """Compare a bundle's engine with its masked reference, and pruned with dense, on many samples; no user code is needed.
 
@@ -212,30 +215,43 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
         path: the bundle.
         data: see ``tpcompile.data.load_data``; default: docstrings where the bundle has a tokenizer, else its test vectors.
         samples: at most this many.
-        atol: tolerance of the law instead of 1e-5, relative to ``max(1, max|masked|)``.
-        rtol: alias of ``atol``: the law has one tolerance; the larger counts.
+        atol: absolute tolerance instead of the manifest's 1e-5.
+        rtol: tolerance relative to ``max|masked|``; default: as ``atol``. The larger of the two allows.
         min_agreement: least agreement with dense.
         max_drop: largest drop of the task's score, as a share.
+        truncate: cut texts that are too long instead of refusing them.
         progress: called per phase.
     """
     found = bundles.read(path)
-    rows = _samples(found, data, samples, "docstrings:pairs")
-    tolerance = max([t for t in (atol, rtol) if t is not None], default=found.manifest.tolerance.get("parity", TOLERANCE))
+    rows = _samples(found, data, samples, "docstrings:pairs", truncate)
+    tolerance = atol if atol is not None else found.manifest.tolerance.get("parity", TOLERANCE)
     if progress is not None:
         progress(f"validate {len(rows)} samples", 0, 1)
     with load(path) as engine, open_reference(found) as reference:
         twin = found.dense
         dense = load(twin.path) if twin is not None else None
         try:
-            return measure_parity(engine, reference, dense, rows, tolerance, min_agreement=min_agreement, max_drop=max_drop)
+            parity = measure_parity(
+                engine,
+                reference,
+                dense,
+                rows,
+                tolerance,
+                rtol=rtol,
+                noise=found.manifest.tolerance.get("noise", NOISE),
+                min_agreement=min_agreement,
+                max_drop=max_drop,
+            )
         finally:
             if dense is not None:
                 dense.close()
+    found.report("validate", parity.to_json())
+    return parity
 
 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 3, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, confidence: float = 0.95,
-          progress: Progress | None = None) -> Latency:  # fmt: skip
+          truncate: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -248,20 +264,23 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         slo: such as ``p95<=8ms``.
         min_speedup: such as 1.3.
         confidence: of the verdict.
+        truncate: as for ``validate``.
         progress: called per phase.
     """
     found = bundles.read(path)
     other = found.path / "dense" if str(against) == "dense" else Path(against)
-    rows = _samples(found, data, samples, "docstrings:stream")
+    rows = _samples(found, data, samples, "docstrings:stream", truncate)
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples, {repeats + 1} passes", 0, 1)
     with load(path, threads=threads) as engine:
         counts = [_counts(engine, row) for row in rows]
-    return measure_latency(
+    latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(other, threads=threads), rows, repeats,
         confidence=confidence, min_speedup=min_speedup, slo=gate, flops=found.manifest.flops, counts=counts,
     )  # fmt: skip
+    found.report("bench", latency.to_json())
+    return latency
 
 
 def _counts(engine: Engine, sample: Sample) -> Counts:
@@ -299,13 +318,13 @@ def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> Non
         runtime.build(path, out, precision)
 
 
-def _samples(found: Bundle, data: str | Path | None, limit: int | None, default: str) -> list[Sample]:
+def _samples(found: Bundle, data: str | Path | None, limit: int | None, default: str, truncate: bool) -> list[Sample]:
     """The data asked for; else real texts where the bundle can tokenise, else its own test vectors."""
     names = tuple(t.name for t in found.manifest.inputs)
     if data is None and not (found.path / "tokenizer.json").is_file():
         return [Sample("", dict(v.inputs)) for v in found.vectors()][:limit]
     longest = found.manifest.dims.get("seq", (2, 512))[1]
-    return load_data(data or default, found.path, longest, limit, names=names)
+    return load_data(data or default, found.path, longest, limit, truncate=truncate, names=names)
 
 
 def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
@@ -354,7 +373,7 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
         pipeline=",".join(compact.history),
         assumptions=compact.assumptions,
         flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
-        tolerance={"parity": TOLERANCE},
+        tolerance=dict(LAWS[precision == "fp32"]),
         environment=_environment(),
     )
 

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -105,6 +106,22 @@ class Bundle:
         _write_manifest(self.path, manifest)
         return Bundle(self.path, manifest)
 
+    def report(self, name: str, document: JsonValue) -> Path:
+        """Write ``reports/<name>.json``, whole or not at all; reports are never hashed.
+
+        Raises:
+            EnvironmentFault: the bundle cannot be written.
+        """
+        path = self.path / REPORTS / f"{name}.json"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as fresh:
+                json.dump(document, fresh, indent=1, default=str)
+            os.replace(fresh.name, path)
+        except OSError as error:
+            raise EnvironmentFault(f"{path} cannot be written: {error.strerror}", fix="make the bundle writable") from error
+        return path
+
     def _part(self, name: str) -> "Bundle":
         _inside(self.path, name)
         part = read(self.path / name)
@@ -152,29 +169,34 @@ def stage(out: str | Path, force: bool = False, need: int = 0) -> Iterator[Path]
     """
     target = Path(out)
     _vacant(target, force)
+    # Named before it is made: an interrupt at any point finds what to remove. A folder inside the private one gets the user's usual
+    # mode, and the old bundle has a place to wait.
+    private = target.parent / f".{target.name}.{secrets.token_hex(6)}"
+    fresh = private / "new"
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
-        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{target.parent} cannot be written: {error.strerror}", fix="choose another output folder"
-        ) from error
-    try:
-        with scratch as private:
-            # A folder inside the private one: it gets the user's usual mode, and the old bundle has a place to wait.
-            fresh = Path(private) / "new"
-            fresh.mkdir()
-            with _space(fresh, need):
-                yield fresh
-                if not (fresh / MANIFEST).is_file():
-                    raise StageError(f"{target} was staged but never sealed", fix="report this: a bug in tpcompile")
-                _flush([fresh, *fresh.rglob("*")])
-            _move(fresh, target, Path(private) / "old")
+        _make(target.parent, private, fresh)
+        with _space(fresh, need):
+            yield fresh
+            if not (fresh / MANIFEST).is_file():
+                raise StageError(f"{target} was staged but never sealed", fix="report this: a bug in tpcompile")
+            _flush([fresh, *fresh.rglob("*")])
+        _move(fresh, target, private / "old")
     except BaseException:
+        shutil.rmtree(private, ignore_errors=True)
         for folder in made:
             _remove_empty(folder)
         raise
+    shutil.rmtree(private, ignore_errors=True)
+
+
+def _make(parent: Path, private: Path, fresh: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        private.mkdir(mode=0o700)
+        fresh.mkdir()
+    except OSError as error:
+        raise EnvironmentFault(f"{parent} cannot be written: {error.strerror}", fix="choose another output folder") from error
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

@@ -157,6 +157,7 @@ def validate(
     samples: Sequence[Sample],
     tolerance: float = TOLERANCE,
     *,
+    rtol: float | None = None,
     noise: float = NOISE,
     thresholds: Sequence[float] | None = None,
     min_agreement: float | None = None,
@@ -169,7 +170,8 @@ def validate(
         reference: the masked program.
         dense: the unpruned model, or None to compare with the reference alone.
         samples: real inputs, of several lengths.
-        tolerance: of the law.
+        tolerance: absolute tolerance of the law.
+        rtol: tolerance relative to the largest reference value; the larger of the two allows. Default: the same, which is the law.
         noise: how close to the threshold a flipped token's score must be, relative to the site's largest score.
         thresholds: the score each site compares with, where the method has fixed ones.
         min_agreement: least share of cases in which dense and pruned agree.
@@ -179,7 +181,8 @@ def validate(
         InputError: no samples.
         UsageError: a gate that the data cannot answer, or a tolerance that is not positive.
     """
-    _check(dense, samples, tolerance, noise, min_agreement, max_drop)
+    _check(dense, samples, min(tolerance, rtol or tolerance), noise, min_agreement, max_drop)
+    relative = 1.0 if rtol is None else rtol / tolerance
     records, ours, theirs, seen_noise, tap_gap = [], [], [], 0.0, 0.0
     for index, sample in enumerate(samples):
         plain = engine(**sample.inputs)
@@ -187,7 +190,7 @@ def validate(
         expected, truth = reference(**sample.inputs)
         flips, heard = compare_kept(kept, truth, sample.length, thresholds)
         full = dense(**sample.inputs) if dense is not None else {}
-        outputs = compare_outputs(plain, expected)
+        outputs = compare_outputs(plain, expected, relative)
         verdict, reason = _judge(outputs, flips, tolerance, noise)
         to_dense = {
             name: cosine(plain[name], full[name]) for name in full if name in plain and plain[name].shape == full[name].shape
@@ -218,12 +221,20 @@ def validate(
     )
 
 
-def compare_outputs(got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> dict[str, Difference]:
-    """Every output of ``expected``; one that is missing, of another shape or not finite requires an infinite tolerance."""
-    return {name: _difference(got.get(name), value) for name, value in expected.items()}
+def compare_outputs(
+    got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], relative: float = 1.0
+) -> dict[str, Difference]:
+    """Every output of ``expected``; one that is missing, of another shape or not finite requires an infinite tolerance.
+
+    Args:
+        got: what the engine gave.
+        expected: what the reference gave.
+        relative: relative tolerance over absolute tolerance; 1 is the law.
+    """
+    return {name: _difference(got.get(name), value, relative) for name, value in expected.items()}
 
 
-def _difference(got: NDArray[Any] | None, expected: NDArray[Any]) -> Difference:
+def _difference(got: NDArray[Any] | None, expected: NDArray[Any], scale: float) -> Difference:
     hopeless = Difference(math.inf, math.inf, math.nan, math.inf)
     if got is None or got.shape != expected.shape:
         return hopeless
@@ -233,7 +244,8 @@ def _difference(got: NDArray[Any] | None, expected: NDArray[Any]) -> Difference:
     gap, size = np.abs(a - b), np.abs(b)
     max_abs = float(gap.max(initial=0.0))
     relative = gap[size > 0] / size[size > 0]
-    return Difference(max_abs, float(relative.max(initial=0.0)), cosine(a, b), max_abs / max(1.0, float(size.max(initial=0.0))))
+    required = max_abs / max(1.0, scale * float(size.max(initial=0.0)))
+    return Difference(max_abs, float(relative.max(initial=0.0)), cosine(a, b), required)
 
 
 def _check(

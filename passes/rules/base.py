@@ -5,9 +5,10 @@ carries samples, and ``tests/passes/rules/test_laws.py`` checks its law on them:
 """
 
 import enum
-import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import sympy
@@ -127,11 +128,18 @@ def register(
     Raises:
         ValueError: the op has a rule; both places are named.
     """
-    frame = next(f for f in inspect.stack()[1:] if f.filename != __file__)
-    where = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+    where = _caller()
     if op in RULES:
         raise ValueError(f"{op} has a rule at {RULES[op].where} and another at {where}")
     RULES[op] = Rule(op, factors, held, sized, absorbs, samples, where)
+
+
+def _caller() -> str:
+    """file:line outside this module. ``inspect.stack`` would read every source on the way."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def names(count: int, letter: str = "d") -> tuple[str, ...]:

@@ -14,7 +14,7 @@ def contraction(op: OpOverload, equation: str, folds: str, samples: list[tuple[t
     ins, outs = parse(equation)
 
     def factors(call: Call) -> Factors:
-        return Factors(ins[: len(call.tensors)], outs, folds={f: 0.0 for f in folds.split()}, product=True)
+        return Factors(ins[: len(call.tensors)], outs, folds=dict.fromkeys(folds.split(), 0.0), product=True)
 
     register(op, factors, lambda: [tuple(torch.randn(*s) for s in shapes) for shapes in samples], held=Held.ZERO)
 

@@ -28,7 +28,9 @@ def _product(call: Call) -> Factors:
     return Factors(plain.ins, plain.outs, product=True)
 
 
-def pointwise(*ops: OpOverload, samples: Callable[[], Sequence[tuple[Any, ...]]], absorbs: float | None = None, product: bool = False) -> None:
+def pointwise(
+    *ops: OpOverload, samples: Callable[[], Sequence[tuple[Any, ...]]], absorbs: float | None = None, product: bool = False
+) -> None:
     """Register elementwise ops that share samples."""
     for op in ops:
         register(op, _product if product else _factors, samples, held=Held.MAP, absorbs=absorbs)

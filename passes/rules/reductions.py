@@ -19,7 +19,8 @@ def folding(op: OpOverload, neutral: float, *, held: Held = Held.ZERO, dims: str
         outs = tuple(None if d in gone else f for d, f in enumerate(ins) if call.args.get("keepdim") or d not in gone)
         return Factors((ins,), (outs,), folds={ins[d]: neutral for d in gone})
 
-    register(op, factors, lambda: [(torch.randn(6, 3, 5, 4), [1, 2]), (torch.randn(4, 5, 3), [1], True), (torch.randn(4, 5, 3), [-1])], held=held)
+    samples = ((6, 3, 5, 4), [1, 2]), ((4, 5, 3), [1], True), ((4, 5, 3), [-1])
+    register(op, factors, lambda: [(torch.randn(*shape), *more) for shape, *more in samples], held=held)
 
 
 def along(op: OpOverload, *, neutral: float | None, more: tuple[object, ...] = ()) -> None:

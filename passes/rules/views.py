@@ -100,7 +100,8 @@ def _expand(call: Call) -> Factors:
 
 def _reshapes() -> list[tuple[object, ...]]:
     split, merge = torch.randn(6, 5, 12), torch.randn(6, 5, 3, 4)
-    return [(split, [6, 5, 3, 4]), (merge, [6, 5, 12]), (merge, [-1, 5, 12]), (split, [1, 6, 5, 1, 12]), (split, [30, 12]), (split, [6, -1, 4])]
+    shapes = [6, 5, 3, 4], [1, 6, 5, 1, 12], [30, 12], [6, -1, 4]
+    return [*((split, shape) for shape in shapes), (merge, [6, 5, 12]), (merge, [-1, 5, 12])]
 
 
 for _op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
@@ -112,4 +113,10 @@ register(aten.t.default, _t, lambda: [(torch.randn(5, 3),)], held=Held.COPY)
 register(aten.unsqueeze.default, _unsqueeze, lambda: [(torch.randn(4, 5), 1), (torch.randn(4, 5), -1)], held=Held.COPY)
 register(aten.squeeze.dim, _squeeze, lambda: [(torch.randn(4, 5, 1), -1), (torch.randn(4, 5, 3), 1)], held=Held.COPY)
 register(aten.squeeze.dims, _squeeze, lambda: [(torch.randn(4, 1, 5, 1), [1, 3])], held=Held.COPY)
-register(aten.expand.default, _expand, lambda: [(torch.randn(4, 1, 5), [4, 3, 5]), (torch.randn(5), [4, 5]), (torch.randn(4, 1, 5), [-1, 3, -1])], held=Held.COPY, sized="size")
+register(
+    aten.expand.default,
+    _expand,
+    lambda: [(torch.randn(4, 1, 5), [4, 3, 5]), (torch.randn(5), [4, 5]), (torch.randn(4, 1, 5), [-1, 3, -1])],
+    held=Held.COPY,
+    sized="size",
+)

@@ -51,7 +51,9 @@ def show() -> Show:
 def agree() -> Callable[..., None]:
     """``agree(model, program)``: both give the same for several lengths and masks; more inputs come from ``more(length)``."""
 
-    def check(model: nn.Module, program: Program, more: Callable[[int], dict[str, Tensor]] | None = None, lengths: Any = (2, 5, 9, 9)) -> None:
+    def check(
+        model: nn.Module, program: Program, more: Callable[[int], dict[str, Tensor]] | None = None, lengths: Any = (2, 5, 9, 9)
+    ) -> None:
         for seed, length in enumerate(lengths):
             inputs = example(length, 4, seed) | (more(length) if more else {})
             with torch.no_grad():

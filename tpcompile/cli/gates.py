@@ -44,6 +44,7 @@ def share(text: str) -> float:
 
 
 def _data_options(command: Decorated) -> Decorated:
+    command = click.option("--truncate", is_flag=True, help="Cut texts that are too long instead of refusing them.")(command)
     command = click.option("--samples", type=click.IntRange(min=1), help="At most this many samples.")(command)
     return click.option("--data", metavar="F", help=DATA)(command)
 

@@ -151,7 +151,10 @@ WRONG = {
     "position 1 is called 0": (wrong(aten.select.int, first_only, [(torch.randn(3, 5, 4), 1, 1)]), "factor d1, kept"),
     "sum folds with 1": (wrong(aten.sum.dim_IntList, fold_with_one, [(torch.randn(3, 5, 4), [1])]), "factor d1, kept"),
     "max folds with 0": (wrong(aten.amax.default, mean_with_zero, [(torch.randn(3, 5, 4) - 5, [1])]), "factor d1, kept"),
-    "dims without factors": (wrong(aten.neg.default, kept_apart, [(torch.randn(3, 5, 4),)]), "operand 0: dim 0 of size 3 belongs to no factor"),
+    "dims without factors": (
+        wrong(aten.neg.default, kept_apart, [(torch.randn(3, 5, 4),)]),
+        "operand 0: dim 0 of size 3 belongs to no factor",
+    ),
 }  # fmt: skip
 
 
@@ -181,7 +184,7 @@ def test_registering_twice_names_both_places() -> None:
     known = RULES[aten.tanh.default]
     here = inspect.currentframe()
     assert here is not None
-    with pytest.raises(ValueError, match="^aten.tanh.default has a rule at") as caught:
+    with pytest.raises(ValueError, match=r"^aten\.tanh\.default has a rule at") as caught:
         register(aten.tanh.default, free, list)
     assert str(caught.value) == f"aten.tanh.default has a rule at {known.where} and another at test_laws.py:{here.f_lineno - 1}"
     assert RULES[aten.tanh.default] is known

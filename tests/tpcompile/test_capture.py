@@ -1,0 +1,139 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tpcompile.capture import capture, name_outputs
+from tpcompile.errors import CaptureError, NotDeterministic
+from tpcompile.program import Stage
+from tpcompile.spec import TensorSpec
+
+
+class Add(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"sum": a + 2 * b}
+
+
+def pair(length: int = 6) -> dict[str, Tensor]:
+    return {"a": torch.randn(1, length), "b": torch.randn(1, length)}
+
+
+BOTH = {"a": {1: "n"}, "b": {1: "n"}}
+
+
+def test_inputs_outputs_and_dims_are_named() -> None:
+    program = capture(Add().eval(), pair(), BOTH, {"n": (2, 64)})
+    assert program.stage is Stage.CAPTURED
+    assert program.inputs == (TensorSpec("a", "float32", (1, "n")), TensorSpec("b", "float32", (1, "n")))
+    assert program.output_names == ("sum",)
+    assert program.dims == {"n": (2, 64)}
+    inputs = pair(9)
+    torch.testing.assert_close(program(**inputs)["sum"], inputs["a"] + 2 * inputs["b"])
+
+
+def test_without_dynamic_dims_the_sizes_are_fixed() -> None:
+    program = capture(Add().eval(), pair())
+    assert program.inputs[0].shape == (1, 6)
+    assert program.dims == {}
+
+
+def test_one_tensor_given_twice_is_two_inputs() -> None:
+    same = torch.ones(1, 6)
+    program = capture(Add().eval(), {"a": same, "b": same}, BOTH)
+    assert program(a=torch.ones(1, 3), b=torch.zeros(1, 3))["sum"].tolist() == [[1.0] * 3]
+
+
+class Position(nn.Module):
+    def forward(self, a: Tensor) -> Tensor:
+        return a[:, 3]
+
+
+class Sliced(nn.Module):
+    """A position table of 40 rows, as in a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 40))
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a + self.table[:, : a.shape[1]]
+
+
+@pytest.mark.parametrize(("model", "range_"), [(Position(), (4, 64)), (Sliced(), (2, 40))])
+def test_a_range_the_model_narrows_is_reported(model: nn.Module, range_: tuple[int, int]) -> None:
+    assert capture(model.eval(), {"a": torch.randn(1, 6)}, {"a": {1: "n"}}, {"n": (2, 64)}).dims == {"n": range_}
+
+
+def test_an_exported_program_is_taken_as_it_is() -> None:
+    inputs = pair()
+    exported = torch.export.export(Add().eval(), (), inputs, strict=False)
+    program = capture(exported, inputs)
+    torch.testing.assert_close(program(**inputs)["output_0"], inputs["a"] + 2 * inputs["b"])
+    with pytest.raises(CaptureError, match=r"^the program takes 2 inputs, the example gives 1"):
+        capture(exported, {"a": inputs["a"]})
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(NotDeterministic) as caught:
+        capture(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {"input": torch.randn(1, 2)})
+    assert caught.value.message == "the model is in training mode: dropout and batch statistics would be compiled in"
+    assert caught.value.fix == "call model.eval() first"
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, a: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return a + self.calls
+
+
+class Scribbler(nn.Module):
+    def forward(self, a: Tensor) -> Tensor:
+        return a.add_(1)
+
+
+@pytest.mark.parametrize(("model", "name"), [(Counter(), "captured.calls"), (Scribbler(), "inputs_a")])
+def test_state_that_changes_is_refused(model: nn.Module, name: str) -> None:
+    with pytest.raises(NotDeterministic) as caught:
+        capture(model.eval(), {"a": torch.randn(1, 6)})
+    assert caught.value.message == f"the model changes its own state while it runs: {name}"
+    assert caught.value.fix == "keep state out of forward, or call model.eval()"
+
+
+class Branches(nn.Module):
+    def forward(self, a: Tensor) -> Tensor:
+        return a * 2 if a.mean() > 0.5 else a
+
+
+def test_a_branch_on_values_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"^torch\.export could not trace Branches: ") as caught:
+        capture(Branches().eval(), {"a": torch.randn(1, 6)})
+    assert caught.value.fix.startswith("remove Python branches on tensor values (torch.where), or pass example inputs that fit")
+    assert caught.value.__cause__ is not None
+
+
+def test_unknown_dynamic_inputs_are_refused() -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Add().eval(), pair(), {"c": {1: "n"}})
+    assert str(caught.value) == "dynamic dims name inputs that were not given: c\n  fix     inputs are a, b"
+
+
+def test_dims_of_one_name_share_a_size() -> None:
+    with pytest.raises(CaptureError):
+        capture(Add().eval(), {"a": torch.randn(1, 6), "b": torch.randn(1, 1)}, BOTH)
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        (torch.zeros(1), ["output"]),
+        ((torch.zeros(1), 3, torch.ones(1)), ["output_0", "output_2"]),
+        ({"a": torch.zeros(1), "b": None}, ["a"]),
+    ],
+)
+def test_outputs_are_named(result: Any, names: list[str]) -> None:
+    assert list(name_outputs(result)) == names
