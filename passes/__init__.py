@@ -12,4 +12,17 @@ DEFAULT = Pipeline((Canonicalize(), Mark(), Place(), Compact(), Cleanup()))
 
 PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in DEFAULT.passes}
 
-__all__ = ["DEFAULT", "PASSES", "Canonicalize", "Cleanup", "Compact", "Dump", "GraphPass", "Hook", "Mark", "Pipeline", "Place", "verify"]
+__all__ = [
+    "DEFAULT",
+    "PASSES",
+    "Canonicalize",
+    "Cleanup",
+    "Compact",
+    "Dump",
+    "GraphPass",
+    "Hook",
+    "Mark",
+    "Pipeline",
+    "Place",
+    "verify",
+]

@@ -129,5 +129,7 @@ def _guarded(factors: Factors, operands: tuple[fx.Node, ...]) -> Factors:
     loose = {(i, d) for i, d in absent if size(operands[i].meta["val"].shape[d]) != 1}
     if not loose:
         return factors
-    ins = tuple(tuple(f"loose{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins))
+    ins = tuple(
+        tuple(f"loose{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins)
+    )
     return replace(factors, ins=ins, rigid=factors.rigid | {f"loose{i}.{d}" for i, d in loose})

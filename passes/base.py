@@ -29,7 +29,10 @@ class GraphPass:
     def __call__(self, program: Program) -> Program:
         """Check the stage, run, and record the step."""
         if program.stage is not self.takes:
-            raise StageError(f"{self.name} takes a {self.takes.name.lower()} program, this one is {program.stage.name.lower()}", fix="run the passes in the pipeline's order")
+            raise StageError(
+                f"{self.name} takes a {self.takes.name.lower()} program, this one is {program.stage.name.lower()}",
+                fix="run the passes in the pipeline's order",
+            )
         return replace(self.run(program), stage=self.gives, history=(*program.history, str(self)))
 
     def __str__(self) -> str:
@@ -62,7 +65,10 @@ class Pipeline:
     def __post_init__(self) -> None:
         for before, after in zip(self.passes, self.passes[1:], strict=False):
             if before.gives is not after.takes:
-                raise StageError(f"{before.name} gives {before.gives.name.lower()}, {after.name} takes {after.takes.name.lower()}", fix="reorder the passes")
+                raise StageError(
+                    f"{before.name} gives {before.gives.name.lower()}, {after.name} takes {after.takes.name.lower()}",
+                    fix="reorder the passes",
+                )
 
     def __call__(self, program: Program, hook: Hook | None = None) -> Program:
         """Run every pass, verifying the stage it promises after each.
@@ -120,7 +126,9 @@ class Dump:
         self.step += 1
         name = f"{self.step:02d}-{step.name}"
         self._write(f"{name}.txt", new)
-        self._write(f"{name}.diff", "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "before", name, lineterm="", n=1)))
+        self._write(
+            f"{name}.diff", "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "before", name, lineterm="", n=1))
+        )
         self._write("rules.txt", "\n".join([*after.report, *(f"assumed: {a}" for a in after.assumptions)]))
 
     def _write(self, name: str, text: str) -> None:

@@ -188,7 +188,9 @@ class _Rewrite:
     def _positions(self, old: int, new: int, at: fx.Node) -> fx.Node:
         """int64 ``[K]``: where the rows of set ``new`` stand in set ``old``."""
         if (old, new) not in self.flat:
-            self.flat[old, new] = self._new(at, aten.index_select.default, self._positions(old, new - 1, at), 0, self.flat[new - 1, new])
+            self.flat[old, new] = self._new(
+                at, aten.index_select.default, self._positions(old, new - 1, at), 0, self.flat[new - 1, new]
+            )
         return self.flat[old, new]
 
     def _resize(self, node: fx.Node, argument: str) -> None:
@@ -204,5 +206,3 @@ class _Rewrite:
         made = self.graph.call_function(target, args)
         made.meta = {k: v for k, v in like.meta.items() if k in ("stack_trace", "nn_module_stack")}
         return made
-
-

@@ -1,18 +1,17 @@
-"""What a dropped token holds: abstract interpretation of the masked program, the ground of every soundness proof.
+"""What a token holds: abstract interpretation of the masked program, the ground of every soundness proof.
 
-Tokens are sorted into *classes*: class ``k`` holds the tokens dropped at site ``k`` (1-based), class 0 is the token at position 0. For each
-token dim of each tensor we follow what is surely stored at a class's positions: a known number, or *low* (a finite mask such as -1e4
-added to something bounded). A fold over a set born at site ``j`` is sound when every class 1..j holds the fold's neutral value.
+Tokens are sorted into *classes*: class ``k`` holds the tokens dropped at site ``k`` (1-based), class 0 is the token at position 0, and
+``LIVE`` those that no site drops. For each token dim of each tensor we follow what stands at a class's positions (``values.py``): a known
+number, an interval, or something bounded about one. A fold over a set born at site ``j`` is sound when every class 1..j holds the fold's
+neutral value, and a mask is one only *relative to the living*: dropped keys must lie far below them.
 
-A softmax under a finite or infinite mask is only meaningful while some key is unmasked. Until that is proved its result is *pending*:
-``pending`` holds the class up to which keys may all be gone. It is settled where dropped positions of a *row* dim hold a known value
-(dead queries were zeroed: a living query is its own unmasked key, an assumption that is recorded), or when position 0 is never dropped.
+A softmax is only meaningful while some key is unmasked. Until that is proved its result is *pending*: ``pending`` holds the class up to
+which keys may all be gone. It is settled where the dropped positions of a query dim hold a known value (dead queries were zeroed: a living
+query is its own unmasked key), or when position 0 is never dropped and never masked.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import fx
@@ -20,30 +19,14 @@ from torch import fx
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.rules import Held, call_of
+from tpcompile.passes.rules import Held
+from tpcompile.passes.values import SELECTS, TRUE, UNKNOWN, WITHIN_ONE, ZERO, Value, elementwise, generic, hull_of, known
 
-LOW = -1000.0
-"""A finite mask value counts as a mask from here down; the bound it puts on the logits is a recorded assumption."""
+LIVE = -1
+"""The class of tokens that no site drops."""
 
 aten = torch.ops.aten
-_ADDS = (aten.add.Tensor, aten.sub.Tensor)
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What is stored at a class of positions: exactly ``number``, or, when ``low``, ``number`` plus something bounded."""
-
-    number: float
-    low: bool = False
-
-    @property
-    def masks(self) -> bool:
-        """Whether a softmax or max over living values never picks it."""
-        return self.number == NEG_INF or self.number <= LOW
-
-    def neutral(self, fold: float) -> bool:
-        """Whether it is neutral for a fold with that neutral value."""
-        return self.masks if fold == NEG_INF else (not self.low and self.number == fold)
+_ANDS = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +34,22 @@ class Fact:
     """What is known of one tensor.
 
     Attributes:
-        held: (dim, class) -> value at the class's positions along that dim.
-        uniform: the value everywhere, if constant.
+        held: (dim, class) -> what stands at the class's positions along that dim.
+        rest: what stands anywhere in the tensor.
         pending: classes 1..pending may have taken every key of a softmax this came from; 0 when settled.
         hard: pending rows may be NaN (an infinite mask): a product with 0 does not hide them, a ``where`` does.
-        keys: dims that are the pending softmax's own key axis: 0 at dropped keys says nothing of the rows.
+        rows: dims that are the pending softmax's query axis; only zeros along them settle it.
     """
 
     held: Mapping[tuple[int, int], Value] = field(default_factory=dict)
-    uniform: Value | None = None
+    rest: Value = UNKNOWN
     pending: int = 0
     hard: bool = False
-    keys: frozenset[int] = frozenset()
+    rows: frozenset[int] = frozenset()
 
-    def at(self, dim: int | None, cls: int) -> Value | None:
-        """The value at a class along a dim, or everywhere."""
-        return self.uniform if dim is None else self.held.get((dim, cls), self.uniform)
-
-
-NOTHING = Fact()
+    def at(self, dim: int | None, cls: int) -> Value:
+        """What stands at a class along a dim; anywhere, for an operand that lacks the dim."""
+        return self.rest if dim is None else self.held.get((dim, cls), self.rest)
 
 
 class Facts:
@@ -79,18 +59,26 @@ class Facts:
         graph: the masked program.
         axes: its token dims.
         keeps: keep node -> class (site number) it decides.
-        constants: placeholder -> tensor, for weights with a single element.
+        constants: placeholder -> weight or buffer.
+
+    Attributes:
+        attended: softmaxes under an infinite mask of the model's own, of which every row is taken to have an unmasked key.
     """
 
     def __init__(self, graph: fx.Graph, axes: AxesMap, keeps: Mapping[str, int], constants: Mapping[str, torch.Tensor]) -> None:
-        self.axes, self.keeps, self.classes = axes, keeps, range(max(keeps.values(), default=0) + 1)
+        self.axes, self.keeps = axes, keeps
+        self.classes = (LIVE, *range(max(keeps.values(), default=0) + 1))
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
+        self.attended: list[fx.Node] = []
+        implied = self._implied({n.name: n for n in graph.nodes})
         for node in graph.nodes:
             fact = self._start(node, constants)
             if node.name in keeps:
                 self.before[node.name] = fact
-                fact = self._decided(fact, keeps[node.name])
+                fact = self._decided(fact, keeps[node.name], ZERO)
+            for cls in implied.get(node.name, ()):
+                fact = self._decided(fact, cls, None)
             self.known[node.name] = fact
 
     def __getitem__(self, node: fx.Node) -> Fact:
@@ -98,64 +86,77 @@ class Facts:
 
     def first_kept(self, upto: int) -> bool:
         """Whether position 0 survives sites 1..upto in every run."""
-        return all(self.known[n].at(1, 0) == Value(1.0) for n, k in self.keeps.items() if k <= upto)
+        return all(self.known[n].at(1, 0) == TRUE for n, k in self.keeps.items() if k <= upto)
+
+    def masked(self, fact: Fact, dim: int) -> dict[int, Value]:
+        """The classes along a dim that lie so far below every other that a softmax or max over them all never picks one."""
+        values = {cls: fact.at(dim, cls) for cls in self.classes if cls != 0}
+        low = {cls for cls, value in values.items() if cls > 0 and value.below(values[LIVE])}
+        others = [value for cls, value in values.items() if cls not in low]
+        return {cls: values[cls] for cls in sorted(low) if all(values[cls].below(other) for other in others)}
+
+    def _implied(self, nodes: Mapping[str, fx.Node]) -> dict[str, set[int]]:
+        """Where a conjunction is true both sides are: masks that a keep mask contains, with the classes of those keep masks."""
+        found: dict[str, set[int]] = {}
+        for name, cls in self.keeps.items():
+            stack = [nodes[name]]
+            while stack:
+                node = stack.pop()
+                for operand in node.args if node.target in _ANDS else ():
+                    if isinstance(operand, fx.Node) and operand.meta["val"].shape == node.meta["val"].shape:
+                        found.setdefault(operand.name, set()).add(cls)
+                        stack.append(operand)
+        return found
+
+    def _decided(self, fact: Fact, cls: int, own: Value | None) -> Fact:
+        """A keep mask is False at its own class by definition, and True at later ones and at the living: they were not dropped."""
+        held = {(1, k): TRUE for k in self.classes if k > cls or k == LIVE}
+        return replace(fact, held={**fact.held, **held, **({(1, cls): own} if own is not None else {})})
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
         if node.op == "placeholder":
-            value = constants.get(node.name)
-            return Fact(uniform=Value(float(value.item()))) if value is not None and value.numel() == 1 else NOTHING
+            return Fact(rest=known(constants[node.name])) if node.name in constants else Fact()
         call = self.axes.calls.get(node.name)
-        if call is None:
-            return self._source(node)
-        if call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
-            return NOTHING
-        if node.target is PRUNE:
+        if call is not None and node.target is PRUNE:
             return self.known[call.operands[0].name]
-        return self._settle(node, self._derive(call))
+        if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
+            return self._opaque(node)
+        return _settle(call, self._derive(call))
 
-    def _decided(self, fact: Fact, cls: int) -> Fact:
-        """A keep mask is False at its own class by definition, and True at later ones: they were still alive."""
-        own = {(1, k): Value(0.0 if k == cls else 1.0) for k in self.classes if k >= cls and k > 0}
-        return replace(fact, held={**fact.held, **own})
-
-    def _source(self, node: fx.Node) -> Fact:
-        """Ops without tensor inputs: filled tensors are uniform; ``arange`` has a known first element."""
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-            return NOTHING
-        if node.target in (aten.full.default, aten.scalar_tensor.default):
-            number = node.args[1] if node.target is aten.full.default else node.args[0]
-            return Fact(uniform=Value(float(number))) if isinstance(number, (int, float, bool)) else NOTHING
-        filled = {aten.zeros.default: 0.0, aten.ones.default: 1.0}.get(node.target)  # type: ignore[call-overload]
-        if filled is not None:
-            return Fact(uniform=Value(filled))
-        if node.target is aten.arange.default:
-            return Fact(held={(0, 0): Value(0.0)})
-        if node.target is aten.arange.start_step and isinstance(node.args[0], (int, float)):
-            return Fact(held={(0, 0): Value(float(node.args[0]))})
-        return NOTHING
+    def _opaque(self, node: fx.Node) -> Fact:
+        """Ops without a rule, with several outputs, or without tensor inputs: what is pending stays pending."""
+        facts = [self.known[n.name] for n in node.all_input_nodes if n.name in self.known]
+        pending = max((f.pending for f in facts), default=0)
+        hard = any(f.hard and f.pending for f in facts)
+        if facts and any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes):
+            return Fact(rest=generic(node, [f.at(None, LIVE) for f in facts]), pending=pending, hard=hard)
+        return _source(node)
 
     def _derive(self, call: Described) -> Fact:
         assert call.factors is not None
         assert call.rule is not None
         facts = [self.known[n.name] for n in call.operands]
         pending = max((f.pending for f in facts), default=0)
-        fact = Fact(pending=pending, hard=any(f.hard and f.pending for f in facts), keys=_keys(call, facts))
         held: dict[tuple[int, int], Value] = {}
         for d, factor in enumerate(call.factors.outs[0]):
-            if factor is None or factor in call.factors.rigid:
-                continue
-            for cls in self.classes:
-                value = self._result(call, facts, factor, cls)
-                if value is not None:
-                    held[d, cls] = value
-        uniform = _uniform(call, facts)
-        return self._softmax(call, facts, replace(fact, held=held, uniform=uniform))
+            if factor is not None and factor not in call.factors.rigid:
+                held |= {(d, cls): value for cls in self.classes if (value := self._result(call, facts, factor, cls)) is not None}
+        if call.rule.held is Held.FRONT:  # a prefix in front of a token axis is its position 0
+            sizes = call.operands[0].meta["val"].shape
+            joined = [
+                d
+                for d, f in enumerate(call.factors.outs[0])
+                if f in call.factors.rigid and isinstance(sizes[d], int) and sizes[d]
+            ]
+            held |= {(d, 0): facts[0].at(d, 0) for d in joined}
+        hard = any(f.hard and f.pending for f in facts)
+        fact = Fact(held, self._anywhere(call, facts), pending, hard, _rows(call, facts))
+        return self._softmax(call, facts[0], fact) if NEG_INF in call.factors.folds.values() else fact
 
     def _result(self, call: Described, facts: list[Fact], factor: str, cls: int) -> Value | None:
+        """What the result holds at a class along a factor; None where that is no more than what stands anywhere."""
         assert call.factors is not None
         assert call.rule is not None
-        if call.factors.product and any(f.hard for f in facts):
-            return None
         values = [f.at(next(call.of(i, factor), None), cls) for i, f in enumerate(facts)]
         match call.rule.held:
             case Held.COPY:
@@ -164,149 +165,79 @@ class Facts:
                 return elementwise(call, values)
             case Held.ZERO if factor not in call.factors.folds:
                 single = len(values) == 1 or call.factors.product
-                return Value(0.0) if single and _finite(values) and any(v == Value(0.0) for v in values) else None
+                zero = single and ZERO in values and all(v.finite for v in values)
+                return ZERO if zero else generic(call.node, values)
             case Held.SAME if factor not in call.factors.folds:
                 return values[0]
         return None
 
-    def _softmax(self, call: Described, facts: list[Fact], fact: Fact) -> Fact:
+    def _anywhere(self, call: Described, facts: list[Fact]) -> Value:
+        assert call.rule is not None
+        values = [f.at(None, LIVE) for f in facts]
+        match call.rule.held:
+            case Held.COPY | Held.SAME:
+                return values[0]
+            case Held.MAP:
+                return elementwise(call, values)
+            case Held.FRONT:
+                return hull_of(values)
+        return generic(call.node, values)
+
+    def _softmax(self, call: Described, source: Fact, fact: Fact) -> Fact:
         """Along a softmax, masked positions become 0; the rows are pending until an unmasked key is sure."""
         assert call.factors is not None
-        if NEG_INF not in call.factors.folds.values():
-            return fact
-        held, pending, hard, keys = dict(fact.held), fact.pending, fact.hard, fact.keys
+        held, pending, hard, rows, rest = dict(fact.held), fact.pending, fact.hard, fact.rows, fact.rest
         for factor in call.factors.folds:
             (dim,) = call.of(0, factor)
-            masked = {cls: v for cls in self.classes if cls > 0 and (v := facts[0].at(dim, cls)) is not None and v.masks}
+            masked = self.masked(source, dim)
+            if call.node.target in WITHIN_ONE:
+                rest = Value(-1.0, 1.0)  # NaN rows are the pending ones, and those that the model masks whole: assumed away
+                if not all(source.at(dim, cls).finite for cls in self.classes if cls not in masked):
+                    self.attended.append(call.node)
             if not masked:
                 continue
-            for cls in masked:
-                if call.factors.outs[0][dim : dim + 1] == (factor,) and call.node.target is not aten.log_softmax.int:
-                    held[dim, cls] = Value(0.0)
-            if not self.first_kept(max(masked)):
-                pending, keys = max(pending, *masked), keys | {dim}
-                hard = hard or any(v.number == NEG_INF for v in masked.values())
-        return replace(fact, held=held, pending=pending, hard=hard, keys=keys)
+            if call.factors.outs[0][dim : dim + 1] == (factor,) and call.node.target is not aten.log_softmax.int:
+                held |= {(dim, cls): ZERO for cls in masked}
+            if not (self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())):
+                queries = frozenset(d for d in self.axes.token_dims(call.node) if d != dim)
+                rows = rows & queries if pending else queries
+                pending, hard = max(pending, *masked), hard or any(v.lo == NEG_INF for v in masked.values())
+        return replace(fact, held=held, pending=pending, hard=hard, rows=rows, rest=rest)
 
-    def _settle(self, node: fx.Node, fact: Fact) -> Fact:
-        """A pending row is settled where the dropped positions of some token dim all hold a known value."""
-        if not fact.pending:
-            return fact
-        for dim in self.axes.token_dims(node):
-            values = [fact.held.get((dim, cls)) for cls in range(1, fact.pending + 1)]
-            if dim not in fact.keys and all(v is not None and not v.low for v in values):
-                return replace(fact, pending=0, hard=False, keys=frozenset())
+
+def _settle(call: Described, fact: Fact) -> Fact:
+    """A pending row is settled where the dropped positions of a query dim all hold a known value."""
+    if fact.hard and call.node.target not in SELECTS:
         return fact
+    for dim in fact.rows if fact.pending else ():
+        values = [fact.held.get((dim, cls)) for cls in range(1, fact.pending + 1)]
+        if all(v is not None and v.exact and v.finite for v in values):
+            return replace(fact, pending=0, hard=False, rows=frozenset())
+    return fact
 
 
-def _keys(call: Described, facts: list[Fact]) -> frozenset[int]:
-    """Output dims that are still the key axis of a pending softmax."""
+def _rows(call: Described, facts: list[Fact]) -> frozenset[int]:
+    """Output dims that are the query axis of every pending softmax among the operands."""
     assert call.factors is not None
-    factors = {call.factors.ins[i][d] for i, f in enumerate(facts) if f.pending for d in f.keys}
-    return frozenset(d for d, factor in enumerate(call.factors.outs[0]) if factor is not None and factor in factors)
+    sides = [{call.factors.ins[i][d] for d in f.rows} for i, f in enumerate(facts) if f.pending]
+    factors = set[str | None].intersection(*sides) - {None} if sides else set()
+    return frozenset(d for d, factor in enumerate(call.factors.outs[0]) if factor in factors)
 
 
-def _uniform(call: Described, facts: list[Fact]) -> Value | None:
-    assert call.rule is not None
-    if any(f.uniform is None for f in facts):
-        return None
-    match call.rule.held:
-        case Held.MAP:
-            return elementwise(call, [f.uniform for f in facts])
-        case Held.COPY | Held.SAME:
-            return facts[0].uniform
-    return None
-
-
-def _finite(values: list[Value | None]) -> bool:
-    """Whether no operand is known to be infinite: 0 * inf is no 0."""
-    return not any(v is not None and math.isinf(v.number) for v in values)
-
-
-def elementwise(call: Described, values: list[Value | None]) -> Value | None:
-    """What an elementwise op makes of known, low and unknown operands."""
-    assert call.rule is not None
-    target, absorbs = call.node.target, call.rule.absorbs
-    if absorbs == 1.0 and call.node.meta["val"].dtype is not torch.bool:
-        absorbs = None  # 1 | 2 is 3
-    if absorbs is not None and _finite(values) and any(v is not None and not v.low and v.number == absorbs for v in values):
-        return Value(absorbs)
-    if all(v is not None and not v.low for v in values):
-        return _evaluate(call, [v.number for v in values if v is not None])
-    if target in (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf):
-        return _where(call, values)
-    if target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
-        return _masked_fill(call, values)
-    if target in _ADDS:
-        return _lowered(call, values)
-    if target is aten.div.Tensor and values[0] == Value(0.0):
-        return Value(0.0)  # 0 / x with x finite and not 0
-    return _scaled(call, values)
-
-
-def _evaluate(call: Described, numbers: list[float]) -> Value | None:
-    """Run the op itself on the numbers, in the operands' own dtypes."""
-    given = iter(numbers)
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor):
-            return torch.tensor(next(given)).to(value.meta["val"].dtype)
-        if isinstance(value, (list, tuple)):
-            return [fill(v) for v in value]
-        return value
-
-    args = [fill(a) for a in call.node.args]
-    kwargs = {k: fill(v) for k, v in call.node.kwargs.items()}
-    if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
-        return None  # a size as a number: not a constant
-    result = float(call.node.target(*args, **kwargs))  # type: ignore[operator]
-    return None if math.isnan(result) else Value(result)
-
-
-def _where(call: Described, values: list[Value | None]) -> Value | None:
-    condition = values[0]
-    if condition is None:
-        return None
-    first = call.node.args[1 if condition.number else 2]
-    if isinstance(first, fx.Node):
-        return values[1 + call.operands[1:].index(first)]
-    return Value(float(first)) if isinstance(first, (int, float)) else None
-
-
-def _masked_fill(call: Described, values: list[Value | None]) -> Value | None:
-    condition = values[1]
-    if condition is None:
-        return None
-    if not condition.number:
-        return values[0]
-    fill = call.node.args[2]
-    if isinstance(fill, fx.Node):
-        return values[2]
-    return Value(float(fill)) if isinstance(fill, (int, float)) else None
-
-
-def _lowered(call: Described, values: list[Value | None]) -> Value | None:
-    """A sum of known numbers and something bounded stays a mask while the known part is one."""
-    given = call_of(call.node).args
-    alpha, other = given.get("alpha", 1), given.get("other")
-    if len(values) == 1:  # the other operand is a number
-        values = [values[0], Value(float(other))] if isinstance(other, (int, float)) else []
-    if not isinstance(alpha, (int, float)) or not any(v is not None and v.masks for v in values):
-        return None
-    weights = (1.0, -float(alpha) if call.node.target is aten.sub.Tensor else float(alpha))
-    total = sum(w * v.number for w, v in zip(weights, values, strict=True) if v is not None)
-    value = Value(total, low=total != NEG_INF)
-    return value if value.masks else None
-
-
-def _scaled(call: Described, values: list[Value | None]) -> Value | None:
-    """A low value times or over a positive constant stays low."""
-    scales = call.node.target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
-    if not scales or values[0] is None or not values[0].low:
-        return None
-    other = call_of(call.node).args.get("other")
-    number = values[1].number if len(values) > 1 and values[1] is not None and not values[1].low else other
-    if not isinstance(number, (int, float)) or number <= 0:
-        return None
-    scaled = values[0].number * number if call.node.target in (aten.mul.Tensor, aten.mul.Scalar) else values[0].number / number
-    return Value(scaled, low=True)
+def _source(node: fx.Node) -> Fact:
+    """Ops without tensor inputs: filled tensors are known everywhere; ``arange`` has a known first element."""
+    number: object = None
+    match node.target:
+        case aten.full.default:
+            number = node.args[1]
+        case aten.scalar_tensor.default:
+            number = node.args[0]
+        case aten.zeros.default:
+            number = 0.0
+        case aten.ones.default:
+            number = 1.0
+        case aten.arange.default | aten.arange.start_step:
+            start = 0.0 if node.target is aten.arange.default else node.args[0]
+            first = {(0, 0): Value.of(float(start))} if isinstance(start, (int, float)) else {}
+            return Fact(held=first, rest=Value(NEG_INF, -NEG_INF))
+    return Fact(rest=Value.of(float(number))) if isinstance(number, (int, float, bool)) else Fact()

@@ -42,12 +42,15 @@ class Mark(GraphPass):
                 level = len(sites) + 1
                 size = x.meta["val"].shape[1]
                 tokens = TokenSet(level, None, where_of(node))
-                sites[keep.name] = Site(f"site{level - 1}", node.name, keep.name, score.name if isinstance(score, fx.Node) else "", tokens)
+                sites[keep.name] = Site(
+                    f"site{level - 1}", node.name, keep.name, score.name if isinstance(score, fx.Node) else "", tokens
+                )
                 report.append(f"accepted: site{level - 1} at {where_of(node)}: {size} tokens, keep {keep.name}")
         if not sites:
             raise MarkError(
                 "the model has no prune site: no tpcompile.ops.prune ran while it was traced",
-                fix="give the method a threshold above 0, wrap the model with tpcompile.models.prune(model, method=...), or call ops.prune(x, keep)",
+                fix="give the method a threshold above 0, wrap the model with tpcompile.models.prune(model, method=...), "
+                "or call ops.prune(x, keep)",
             )
         return replace(program, sites=tuple(sites.values()), report=(*program.report, *report))
 
@@ -56,7 +59,8 @@ def _check(node: fx.Node, x: Any, keep: Any) -> None:
     hidden, mask = x.meta["val"], keep.meta["val"]
     if hidden.dim() == 3 and mask.dim() == 2 and mask.dtype is torch.bool:
         return
+    dtype = str(mask.dtype).removeprefix("torch.")
     raise MarkError(
-        f"prune takes hidden states [B, N, C] and a bool mask [B, N]; it got rank {hidden.dim()} and {str(mask.dtype).removeprefix('torch.')} rank {mask.dim()}",
+        f"prune takes hidden states [B, N, C] and a bool mask [B, N]; it got rank {hidden.dim()} and {dtype} rank {mask.dim()}",
         where=where_of(node), node=line(node), fix="reshape the hidden states to [B, N, C] and pass the keep mask as bool [B, N]",
     )  # fmt: skip

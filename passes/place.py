@@ -18,12 +18,14 @@ from typing import ClassVar
 
 from torch import fx
 
-from tpcompile.axes import Placement
+from tpcompile.axes import NEG_INF, Placement
 from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
 from tpcompile.ops import PRUNE
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.base import GraphPass
-from tpcompile.passes.facts import Facts, Value
+from tpcompile.passes.facts import Facts
+from tpcompile.passes.rules import Held
+from tpcompile.passes.values import ZERO, Value
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
 
@@ -46,7 +48,9 @@ class Place(GraphPass):
         levels = Levels(program, axes)
         facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
         pins = Proof(program, axes, levels, facts).check()
-        sites = tuple(replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites)
+        sites = tuple(
+            replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
+        )
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
         assumptions = (*program.assumptions, *dict.fromkeys(_assumptions(program, axes, facts)))
         return replace(program, sites=sites, placements=placements, assumptions=assumptions)
@@ -156,7 +160,9 @@ class Levels:
             return self.get(node, dim)
         if user.target is PRUNE:
             return self.born[call.operands[1].name] - 1
-        needs = [self.factor(call, f) for i, n in enumerate(call.operands) if n is node and (f := call.factors.ins[i][dim]) is not None]
+        needs = [
+            self.factor(call, f) for i, n in enumerate(call.operands) if n is node and (f := call.factors.ins[i][dim]) is not None
+        ]
         held = {call.factors.ins[i][dim] for i, n in enumerate(call.operands) if n is node}
         return min(needs) if needs and not held & call.factors.rigid else self.get(node, dim)
 
@@ -207,11 +213,9 @@ class Proof:
 
     def _fold(self, call: Described, factor: str, level: int) -> None:
         assert call.factors is not None
-        neutral = call.factors.folds[factor]
-        facts = [(self.facts[n], d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
+        hidden = self._neutral(call, factor, call.factors.folds[factor])
         for cls in range(1, level + 1):
-            values = [fact.at(dim, cls) for fact, dim in facts]
-            if not any(v is not None and v.neutral(neutral) for v in values):
+            if cls not in hidden:
                 site = self.program.sites[cls - 1]
                 raise _error(
                     UnmaskedFold, call.node,
@@ -219,6 +223,18 @@ class Proof:
                     "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; "
                     "the masked model reads dropped tokens here",
                 )  # fmt: skip
+
+    def _neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
+        """The classes at which a fold sees its neutral value: a mask far below the living, or an exact zero beside finite numbers."""
+        facts = [(self.facts[n], d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
+        if neutral == NEG_INF:
+            return set(self.facts.masked(*facts[0]))
+        found = set()
+        for cls in range(1, len(self.program.sites) + 1):
+            values = [fact.at(dim, cls) for fact, dim in facts]
+            if Value.of(neutral) in values and (neutral != 0.0 or all(v.finite for v in values)):
+                found.add(cls)
+        return found
 
     def _rigid(self, call: Described, level: int) -> None:
         raise _error(
@@ -236,7 +252,7 @@ class Proof:
         level = self.levels.get(call.node, 1)
         before = self.facts.before[keep.name]
         for cls in range(1, level):
-            if before.at(1, cls) != Value(0.0):
+            if before.at(1, cls) != ZERO:
                 earlier = self.program.sites[cls - 1]
                 raise _error(
                     RevivedToken, call.node, f"a token dropped at {earlier.name} ({earlier.where.short}) could be kept here again",
@@ -271,22 +287,21 @@ class Proof:
 def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]:
     """What the proof took for granted, one sentence per place."""
     if program.sites:
-        yield "hidden states and logits are finite: 0 * x is 0"
+        yield "activations are finite: 0 * x is 0"
     for call in axes.calls.values():
-        if call.factors is None or float("-inf") not in call.factors.folds.values():
+        if call.factors is None or NEG_INF not in call.factors.folds.values():
             continue
         fact, place = facts[call.operands[0]], where_of(call.node)
-        where = f"{place.short} ({place.module})"
-        masks = [v.number for (d, cls), v in fact.held.items() if cls > 0 and v.masks]
-        finite = [number for number in masks if number != float("-inf")]
-        if finite:
-            yield f"{where}: logits spread less than {-max(finite) - 104:.0f}, so that masked keys underflow to 0"
-        if facts[call.node].pending:
-            yield f"{where}: a living token may attend to itself"
-        elif masks:
-            yield f"{where}: the first token may be attended"
+        if call.node in facts.attended:
+            yield f"{place.short} ({place.module}): every row has a key that is not masked"
+        for factor in call.factors.folds:
+            masked = facts.masked(fact, next(call.of(0, factor)))
+            finite = [value.hi for value in masked.values() if value.hi != NEG_INF]
+            if finite and call.rule is not None and call.rule.held is Held.SAME:
+                yield f"{place.short} ({place.module}): the largest living value is above {max(finite):.0f}"
+            elif finite:
+                yield f"{place.short} ({place.module}): living logits spread less than {-max(finite) - 104:.0f}: masked keys underflow to 0"
 
 
 def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:
     return kind(message, where=where_of(node), node=line(node), fix=fix)
-

@@ -16,6 +16,7 @@ ROWS = (
     ("program", "models"),
     ("text", "capture", "passes.rules"),
     ("passes.axesmap", "emit"),
+    ("passes.values",),
     ("passes.facts", "passes.verify", "passes.cost"),
     ("passes.base",),
     ("passes.canonicalize", "passes.mark", "passes.place", "passes.compact", "passes.cleanup", "passes.dense"),

@@ -74,7 +74,8 @@ class Compiled:
 
 
 def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
-          method: str | None = None, parameters: Mapping[str, Any] | None = None, dump_ir: str | Path | None = None) -> Program:  # fmt: skip
+          method: str | None = None, parameters: Mapping[str, Any] | None = None,
+          dump_ir: str | Path | None = None) -> Program:  # fmt: skip
     """Capture a model and run every pass.
 
     Args:

@@ -7,7 +7,7 @@ never see them.
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def emit(program: Program) -> OnnxModel:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in program.inputs],
-                output_names=[*program.output_names, *taps],
+                output_names=[*(f"output.{i}" for i in range(len(program.output_names))), *taps],
                 custom_translation_table=TRANSLATIONS,
                 optimize=True,
                 verbose=False,
@@ -98,6 +98,7 @@ def emit(program: Program) -> OnnxModel:
     model = exported.model
     _name_dims(model, program)
     outputs = _demote(model, len(program.output_names))
+    _name_outputs(model, program.output_names)
     _check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
@@ -144,6 +145,16 @@ def _demote(model: ir.Model, count: int) -> list[ir.Value]:
     while len(model.graph.outputs) > count:
         model.graph.outputs.pop()
     return kept
+
+
+def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
+    """Give the outputs the library's names; an internal value that happens to have one makes room."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names:
+                value.name = f"{value.name}.inner"
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _check(model: ir.Model) -> None:

@@ -84,6 +84,8 @@ class Held(enum.Enum):
     """Linear: zero stays zero, anything else is unknown."""
     SAME = "same"
     """Idempotent reduction: a constant row reduces to the constant."""
+    FRONT = "front"
+    """Joins along a rigid dim: the first operand's position 0 is the result's."""
     NONE = "none"
     """Nothing is known of the result."""
 

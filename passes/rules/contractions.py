@@ -30,7 +30,10 @@ def _batch(meta: Meta, out: Meta, own: int) -> tuple[str | None, ...]:
 def _matmul(call: Call) -> Factors:
     left, right = call.tensors
     if left.rank < 2 or right.rank < 2:
-        ins = ((*names(left.rank - 1, "l"), "k"), (*names(max(right.rank - 2, 0), "r"), *(("k", "j") if right.rank > 1 else ("k",))))
+        ins = (
+            (*names(left.rank - 1, "l"), "k"),
+            (*names(max(right.rank - 2, 0), "r"), *(("k", "j") if right.rank > 1 else ("k",))),
+        )
         outs = (*ins[0][:-1], *(f for f in ins[1] if f != "k"))
         return Factors(ins, (outs,), folds={"k": 0.0}, product=True)
     ins2 = ((*_batch(left, call.out, 2), "i", "k"), (*_batch(right, call.out, 2), "k", "j"))

@@ -51,7 +51,9 @@ def _gather(call: Call) -> Factors:
     data, index = call.tensors
     short = {d for d, f in enumerate(letters) if d != dim and data.shape[d] != index.shape[d]}  # reads a prefix, by position
     source = tuple(f"rows{d}" if d == dim or d in short else f for d, f in enumerate(letters))
-    return Factors((source, letters), (letters,), rigid=frozenset({f"rows{dim}", *(r for d in short for r in (f"rows{d}", letters[d]))}))
+    return Factors(
+        (source, letters), (letters,), rigid=frozenset({f"rows{dim}", *(r for d in short for r in (f"rows{d}", letters[d]))})
+    )
 
 
 def _index_select(call: Call) -> Factors:
@@ -73,8 +75,13 @@ def _data() -> torch.Tensor:
 
 
 register(aten.select.int, _select, lambda: [(_data(), 1, 0), (_data(), 1, 2), (_data(), 2, 1), (_data(), 1, -1)], held=Held.COPY)
-register(aten.slice.Tensor, _slice, lambda: [(_data(), 1, 0, 2), (_data(), 1, 1, 3), (_data(), 2, 0, 3), (_data(), 1, 1)], held=Held.COPY)
-register(aten.cat.default, _cat, lambda: [([torch.randn(4, 5, 3), torch.randn(4, 5, 6)], -1)])
+register(
+    aten.slice.Tensor,
+    _slice,
+    lambda: [(_data(), 1, 0, 2), (_data(), 1, 1, 3), (_data(), 2, 0, 3), (_data(), 1, 1)],
+    held=Held.COPY,
+)
+register(aten.cat.default, _cat, lambda: [([torch.randn(4, 5, 3), torch.randn(4, 5, 6)], -1)], held=Held.FRONT)
 register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (4, 5)))])
 register(
     aten.gather.default,

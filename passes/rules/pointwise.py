@@ -93,6 +93,10 @@ pointwise(aten.masked_fill.Scalar, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1,
 pointwise(aten.masked_fill.Tensor, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), torch.tensor(-1e4))])
 
 
+pointwise(aten.zeros_like.default, aten.ones_like.default, samples=_one)
+pointwise(aten.full_like.default, samples=_scalar)
+
+
 def _casts(call: Call) -> Factors:
     letters = names(call.out.rank)
     return Factors((letters,), (letters,))

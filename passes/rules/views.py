@@ -108,7 +108,9 @@ for _op in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
     _sized = "shape" if _op is aten.reshape.default else "size"
     register(_op, _reshape, _reshapes, held=Held.COPY, sized=_sized)
 register(aten.permute.default, _permute, lambda: [(torch.randn(4, 5, 3), [0, 2, 1])], held=Held.COPY)
-register(aten.transpose.int, _transpose, lambda: [(torch.randn(6, 5, 3, 4), 1, 2), (torch.randn(4, 5, 3), -1, -2)], held=Held.COPY)
+register(
+    aten.transpose.int, _transpose, lambda: [(torch.randn(6, 5, 3, 4), 1, 2), (torch.randn(4, 5, 3), -1, -2)], held=Held.COPY
+)
 register(aten.t.default, _t, lambda: [(torch.randn(5, 3),)], held=Held.COPY)
 register(aten.unsqueeze.default, _unsqueeze, lambda: [(torch.randn(4, 5), 1), (torch.randn(4, 5), -1)], held=Held.COPY)
 register(aten.squeeze.dim, _squeeze, lambda: [(torch.randn(4, 5, 1), -1), (torch.randn(4, 5, 3), 1)], held=Held.COPY)

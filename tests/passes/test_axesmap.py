@@ -36,7 +36,9 @@ class Mixed(nn.Module):
 def test_token_dims(toy: Callable[..., Program]) -> None:
     program = Canonicalize()(toy(Mixed(), length=4, dynamic=False))
     axes = AxesMap(program.graph)
-    found = {name: axes.token_dims(node) for name, node in zip(program.output_names, program.graph.output_node().args[0], strict=True)}
+    found = {
+        name: axes.token_dims(node) for name, node in zip(program.output_names, program.graph.output_node().args[0], strict=True)
+    }
     assert found == {
         "table": [1], "channels": [], "heads": [2], "logits": [2, 3], "gram": [], "values": [1], "order": [1], "prefix": [], "flat": [],
     }  # fmt: skip

@@ -44,7 +44,10 @@ def test_a_pass_prints_its_changed_options() -> None:
 def test_a_pass_checks_the_stage(toy: Callable[..., Program]) -> None:
     with pytest.raises(StageError) as caught:
         Compact()(toy(Pool()))
-    assert str(caught.value) == "compact takes a placed program, this one is captured\n  fix     run the passes in the pipeline's order"
+    assert (
+        str(caught.value)
+        == "compact takes a placed program, this one is captured\n  fix     run the passes in the pipeline's order"
+    )
 
 
 def test_a_pipeline_must_chain() -> None:
@@ -92,7 +95,7 @@ def test_dump_writes_every_step(toy: Callable[..., Program], tmp_path: Path) -> 
     assert "-%prune: f32[1, t1, 4] = tpcompile.prune.default(%inputs_x, %inputs_keep)" in diff
     rules = (tmp_path / "ir" / "rules.txt").read_text().splitlines()
     assert rules[0].startswith("accepted: site0 at test_base.py:")
-    assert rules[-1] == "assumed: hidden states and logits are finite: 0 * x is 0"
+    assert rules[-1] == "assumed: activations are finite: 0 * x is 0"
 
 
 def test_a_refusal_leaves_the_dump_of_the_steps_before(toy: Callable[..., Program], tmp_path: Path) -> None:

@@ -24,14 +24,17 @@ class Copies(nn.Module):
 
 def test_case_1_copies_vanish(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Copies()))
-    assert_expected_inline(show(program), """\
+    assert_expected_inline(
+        show(program),
+        """\
 program @ captured
 input %x: f32[1, n, 4]
 input %keep: bool[1, n]
 %_to_copy: f32[1, n] = aten._to_copy.default(%keep, dtype=torch.float32)
 %unsqueeze: f32[1, n, 1] = aten.unsqueeze.default(%_to_copy, -1)
 %mul_13: f32[1, n, 4] = aten.mul.Tensor(%x, %unsqueeze)
-return (%mul_13)""")
+return (%mul_13)""",
+    )
     agree(Copies(), program)
 
 
@@ -43,7 +46,9 @@ class Heads(nn.Module):
 
 def test_case_2_reshapes_have_constant_sizes(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Heads()))
-    assert_expected_inline(show(program), """\
+    assert_expected_inline(
+        show(program),
+        """\
 program @ captured
 input %x: f32[1, n, 4]
 input %keep: bool[1, n]
@@ -53,7 +58,8 @@ input %keep: bool[1, n]
 %view_1: f32[1, n, 4] = aten.reshape.default(%transpose_1, [1, -1, 4])
 %unsqueeze: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
 %mul_17: f32[1, n, 4] = aten.mul.Tensor(%view_1, %unsqueeze)
-return (%mul_17)""")
+return (%mul_17)""",
+    )
     agree(Heads(), program)
 
 
@@ -79,7 +85,9 @@ class Mean(nn.Module):
 
 def test_case_3_a_mean_is_a_sum_over_a_count(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Mean()))
-    assert_expected_inline(show(program), """\
+    assert_expected_inline(
+        show(program),
+        """\
 program @ captured
 input %x: f32[1, n, 4]
 input %keep: bool[1, n]
@@ -94,7 +102,8 @@ input %keep: bool[1, n]
 %sum_dim_int_list_2: f32[1] = aten.sum.dim_IntList(%where, [1, 2], False, dtype=torch.float32)
 %mul: SymInt = mul(%sym_size_int, 4)
 %div_tensor_2: f32[1] = aten.div.Tensor(%sum_dim_int_list_2, %mul)
-return (%div_tensor, %sum_1, %div_tensor_2)""")
+return (%div_tensor, %sum_1, %div_tensor_2)""",
+    )
     agree(Mean(), program)
 
 
@@ -112,14 +121,17 @@ class Twice(nn.Module):
 
 def test_case_4_equal_expressions_are_computed_once(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Twice()))
-    assert_expected_inline(show(program), """\
+    assert_expected_inline(
+        show(program),
+        """\
 program @ captured
 input %x: f32[1, n, 4]
 input %keep: bool[1, n]
 %unsqueeze: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
 %mul_1: f32[1, n, 4] = aten.mul.Tensor(%x, %unsqueeze)
 %add_12: f32[1, n, 4] = aten.add.Tensor(%mul_1, %mul_1)
-return (%add_12)""")
+return (%add_12)""",
+    )
     agree(Twice(), program)
 
 

@@ -19,11 +19,15 @@ class TwoReaders(nn.Module):
         return ((x + old) * mask).sum(1) + ((x - old) * mask).sum(1) + ((x + old) * mask).sum(1)
 
 
-def test_equal_gathers_are_made_once(toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]) -> None:
+def test_equal_gathers_are_made_once(
+    toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]
+) -> None:
     program = DEFAULT(toy(TwoReaders()))
     gathers = program.graph.find_nodes(op="call_function", target=torch.ops.aten.index_select.default)
     assert [str(n.args[0]) for n in gathers] == ["relu"]
-    assert_expected_inline("\n".join(show(program).splitlines()[-12:]), """\
+    assert_expected_inline(
+        "\n".join(show(program).splitlines()[-12:]),
+        """\
 %select_int: i64[u0] = aten.select.int(%getitem_2, 0, 0)
 %unsqueeze: bool[1, t1, 1] = aten.unsqueeze.default(%getitem_1, -1)
 %index_select_default: f32[1, u0, 4] = aten.index_select.default(%relu, 1, %select_int)
@@ -35,7 +39,8 @@ def test_equal_gathers_are_made_once(toy: Callable[..., Program], show: Callable
 %sum_2: f32[1, 4] = aten.sum.dim_IntList(%mul_17, [1])
 %add_22: f32[1, 4] = aten.add.Tensor(%sum_1, %sum_2)
 %add_30: f32[1, 4] = aten.add.Tensor(%add_22, %sum_1)
-return (%add_30)""")
+return (%add_30)""",
+    )
     agree(TwoReaders(), program)
 
 

@@ -35,7 +35,9 @@ class Shared(nn.Module):
 
 def test_case_1_one_compact_per_site(toy: Toy, show: Show, agree: Agree) -> None:
     program = DEFAULT(toy(Shared()))
-    assert_expected_inline(show(program).partition("compact.default")[2], """\
+    assert_expected_inline(
+        show(program).partition("compact.default")[2],
+        """\
 (%add, %keep, %unsqueeze_default, None)
 %getitem: f32[1, t1, 4] = getitem(%compact_default, 0)
 %getitem_1: bool[1, u0] = getitem(%compact_default, 1)
@@ -47,7 +49,8 @@ def test_case_1_one_compact_per_site(toy: Toy, show: Show, agree: Agree) -> None
 %unsqueeze: bool[1, t1, 1] = aten.unsqueeze.default(%getitem_1, -1)
 %mul_18: f32[1, t1, 4] = aten.mul.Tensor(%mul_13, %unsqueeze)
 %sum_1: f32[1, 4] = aten.sum.dim_IntList(%mul_18, [1])
-return (%sum_1)""")
+return (%sum_1)""",
+    )
     agree(Shared(), program)
 
 
@@ -63,7 +66,9 @@ class Skips(nn.Module):
 
 def test_case_2_older_sets_are_gathered_at_joins(toy: Toy, show: Show, agree: Agree) -> None:
     program = DEFAULT(toy(Skips(), **inputs()))
-    assert_expected_inline("\n".join(show(program).splitlines()[-10:]), """\
+    assert_expected_inline(
+        "\n".join(show(program).splitlines()[-10:]),
+        """\
 %select_int_1: i64[u1] = aten.select.int(%getitem_5, 0, 0)
 %index_select_default_2: f32[1, u1, 4] = aten.index_select.default(%getitem, 1, %select_int_1)
 %add_11: f32[1, t2, 4] = aten.add.Tensor(%getitem_3, %index_select_default_2)
@@ -73,7 +78,8 @@ def test_case_2_older_sets_are_gathered_at_joins(toy: Toy, show: Show, agree: Ag
 %unsqueeze: bool[1, t2, 1] = aten.unsqueeze.default(%getitem_4, -1)
 %mul_18: f32[1, t2, 4] = aten.mul.Tensor(%add_15, %unsqueeze)
 %sum_1: f32[1, 4] = aten.sum.dim_IntList(%mul_18, [1])
-return (%sum_1)""")
+return (%sum_1)""",
+    )
     agree(Skips(), program, more)
 
 

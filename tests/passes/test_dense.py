@@ -28,7 +28,9 @@ def test_cases_1_and_2_sites_and_scores_are_gone(toy: Callable[..., Program], sh
     text = show(program)
     assert "prune" not in text
     assert "gt" not in text
-    assert_expected_inline(text, """\
+    assert_expected_inline(
+        text,
+        """\
 program @ captured
 input %x: f32[1, n, 4]
 %add_4: f32[1, n, 4] = aten.add.Tensor(%x, 1)
@@ -40,7 +42,8 @@ input %x: f32[1, n, 4]
 %sum_2: f32[1, 4] = aten.sum.dim_IntList(%mul_21, [1])
 %sum_3: i64[1, 1] = aten.sum.dim_IntList(%unsqueeze, [1])
 %div: f32[1, 4] = aten.div.Tensor(%sum_2, %sum_3)
-return (%div)""")
+return (%div)""",
+    )
 
 
 def test_the_dense_program_keeps_every_token(toy: Callable[..., Program]) -> None:

@@ -10,7 +10,8 @@ from tpcompile import ops
 from tpcompile.axes import NEG_INF
 from tpcompile.passes import Canonicalize, Mark
 from tpcompile.passes.axesmap import AxesMap
-from tpcompile.passes.facts import Fact, Facts, Value
+from tpcompile.passes.facts import LIVE, Fact, Facts
+from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value
 from tpcompile.program import Program
 
 aten = torch.ops.aten
@@ -49,31 +50,44 @@ class Masks(nn.Module):
         }
 
 
-EXPECTED: dict[str, dict[tuple[int, int], Value]] = {
-    "zero": {(1, 1): Value(0.0)},
-    "filled": {(1, 1): Value(2.0)},
-    "int": {(1, 1): Value(0.0)},
-    "official": {(1, 1): Value(-10000.0)},
-    "low": {(2, 1): Value(-1e4, low=True)},
-    "half": {(2, 1): Value(-5e3, low=True)},
-    "twice": {(2, 1): Value(-2e4, low=True)},
-    "away": {},
-    "minus": {},
-    "back": {},
-    "infinite": {(2, 1): Value(NEG_INF)},
-    "nan": {},
-    "largest": {(1, 1): Value(-1.0)},
-    "moved": {(2, 1): Value(0.0)},
-    "split": {(1, 1): Value(0.0)},
-    "unknown": {},
+def about(number: float) -> Value:
+    return Value(number, number, about=True)
+
+
+EXPECTED: dict[str, tuple[int, Value, Value]] = {
+    "zero": (1, ZERO, UNKNOWN),
+    "filled": (1, Value.of(2.0), UNKNOWN),
+    "int": (1, ZERO, Value.of(3.0)),
+    "official": (1, Value.of(-1e4), ZERO),
+    "low": (2, about(-1e4), UNKNOWN),
+    "half": (2, about(-5e3), UNKNOWN),
+    "twice": (2, about(-2e4), UNKNOWN),
+    "away": (2, about(1e4), UNKNOWN),
+    "minus": (2, about(1e4), UNKNOWN),
+    "back": (2, about(0.0), UNKNOWN),
+    "infinite": (2, Value.of(NEG_INF), UNKNOWN),
+    "largest": (1, Value.of(-1.0), UNKNOWN),
+    "moved": (2, ZERO, UNKNOWN),
+    "split": (1, ZERO, UNKNOWN),
+    "unknown": (1, UNKNOWN, UNKNOWN),
 }
 
 
-def test_what_a_dropped_token_holds(toy: Callable[..., Program]) -> None:
+def test_what_a_dropped_and_a_living_token_hold(toy: Callable[..., Program]) -> None:
     program, facts = facts_of(toy(Masks()))
     results = dict(zip(program.output_names, program.graph.output_node().args[0], strict=True))
-    found = {name: {at: v for at, v in facts[node].held.items() if at[1] > 0} for name, node in results.items()}
+    found = {
+        name: (dim, facts[results[name]].at(dim, 1), facts[results[name]].at(dim, LIVE)) for name, (dim, *_) in EXPECTED.items()
+    }
     assert found == EXPECTED
+    assert not facts[results["nan"]].at(2, 1).finite  # 0 * -inf
+
+
+def test_a_mask_is_one_relative_to_the_living(toy: Callable[..., Program]) -> None:
+    program, facts = facts_of(toy(Masks()))
+    results = dict(zip(program.output_names, program.graph.output_node().args[0], strict=True))
+    hidden = {name for name in ("low", "half", "twice", "away", "back", "infinite") if facts.masked(facts[results[name]], 2)}
+    assert hidden == {"low", "half", "twice", "infinite"}
 
 
 class Nested(nn.Module):
@@ -89,12 +103,12 @@ def test_classes_of_nested_sites(toy: Callable[..., Program]) -> None:
     mask = torch.ones(1, 6, dtype=torch.bool)
     program, facts = facts_of(toy(Nested(), x=torch.randn(1, 6, 4), keep=mask, more=mask))
     first, later = (facts[program.node(site.keep)] for site in program.sites)
-    assert first.held == {(1, 0): Value(1.0), (1, 1): Value(0.0), (1, 2): Value(1.0)}
-    assert later.held == {(1, 1): Value(0.0), (1, 2): Value(0.0)}
+    assert [first.at(1, cls) for cls in (0, 1, 2, LIVE)] == [TRUE, ZERO, TRUE, TRUE]
+    assert [later.at(1, cls) for cls in (1, 2, LIVE)] == [ZERO, ZERO, TRUE]
     assert facts.first_kept(1)
     assert not facts.first_kept(2)
     rows = facts[program.graph.output_node().args[0][2]]
-    assert {cls for (dim, cls), v in rows.held.items() if dim == 1 and v == Value(0.0)} == {1, 2}
+    assert {cls for (dim, cls), v in rows.held.items() if dim == 1 and v == ZERO} == {1, 2}
 
 
 class Soft(nn.Module):
@@ -113,15 +127,31 @@ class Soft(nn.Module):
 def test_a_softmax_is_pending_until_its_rows_are_settled(toy: Callable[..., Program], number: float, hard: bool) -> None:
     program, facts = facts_of(toy(Soft(number)))
     p, rows, times, where = (facts[node] for node in program.graph.output_node().args[0])
-    assert (p.pending, p.hard, p.keys, p.held) == (1, hard, frozenset({2}), {(2, 1): Value(0.0)})
-    assert (rows.pending, rows.keys) == (1, frozenset())
+    assert (p.pending, p.hard, p.rows, p.at(2, 1)) == (1, hard, frozenset({1}), ZERO)
+    assert (rows.pending, rows.rows) == (1, frozenset({1}))
     assert times.pending == (1 if hard else 0)
     assert where.pending == 0
 
 
-def test_neutral_values() -> None:
-    low, infinite, zero = Value(-1e4, low=True), Value(NEG_INF), Value(0.0)
-    assert [v.neutral(NEG_INF) for v in (low, infinite, zero, Value(-999.0))] == [True, True, False, False]
-    assert [v.neutral(0.0) for v in (low, infinite, zero, Value(0.0, low=True))] == [False, False, True, False]
-    assert Fact(uniform=zero).at(None, 1) == zero
-    assert Fact(held={(1, 1): low}, uniform=zero).at(1, 1) == low
+class Laundered(nn.Module):
+    """A pending row goes through an op without a rule and one with several outputs."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        x = ops.prune(x, keep)
+        y = ((x @ x.transpose(1, 2)) + torch.where(keep, 0.0, -1e4).unsqueeze(1)).softmax(-1) @ (x * keep.unsqueeze(-1))
+        return {"leaky": nn.functional.leaky_relu(y[:, 0]), "top": y[:, 0].topk(2).values}
+
+
+def test_pending_is_never_lost(toy: Callable[..., Program]) -> None:
+    program, facts = facts_of(toy(Laundered()))
+    assert [facts[node].pending for node in program.graph.output_node().args[0]] == [1, 1]
+
+
+def test_values_compare_below() -> None:
+    assert Value.of(-1e4).below(UNKNOWN)
+    assert Value.of(NEG_INF).below(UNKNOWN)
+    assert not Value.of(-999.0).below(UNKNOWN)
+    assert not Value.of(-1e4).below(Value.of(-1e4))
+    assert not Value.of(-1e4).below(Value(-1e4, 0.0))
+    assert Fact(held={(1, 1): ZERO}).at(1, 1) == ZERO
+    assert Fact(rest=TRUE).at(None, 1) == TRUE

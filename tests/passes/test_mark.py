@@ -32,10 +32,13 @@ def test_case_1_every_keep_mask_is_one_site(toy: Toy, agree: Callable[..., None]
     assert (first.name, first.keep, first.score, str(first.tokens)) == ("site0", "inputs_keep", "", "t1")
     assert (second.name, second.keep, second.score, str(second.tokens)) == ("site1", "logical_and", "inputs_score", "t2")
     assert [site.where.source for site in program.sites] == ["y = ops.prune(x + 1, keep)", "z = ops.prune(x + y, later, score)"]
-    assert_expected_inline("\n".join(map(short, program.report)), """\
+    assert_expected_inline(
+        "\n".join(map(short, program.report)),
+        """\
 accepted: site0 at  in forward:  y = ops.prune(x + 1, keep): n tokens, keep inputs_keep
 shared: prune_1 at  in forward:  x = ops.prune(x, keep) prunes by the mask of site0
-accepted: site1 at  in forward:  z = ops.prune(x + y, later, score): n tokens, keep logical_and""")
+accepted: site1 at  in forward:  z = ops.prune(x + y, later, score): n tokens, keep logical_and""",
+    )
     agree(Shared(), program, more=lambda n: {"score": torch.randn(1, n)})
 
 
@@ -55,7 +58,9 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "got"), [(Floats(), "rank 3 and float32 rank 2"), (Flat(), "rank 2 and bool rank 2")], ids=["a float mask", "flat states"]
+    ("model", "got"),
+    [(Floats(), "rank 3 and float32 rank 2"), (Flat(), "rank 2 and bool rank 2")],
+    ids=["a float mask", "flat states"],
 )
 def test_case_2_a_malformed_site_is_refused(toy: Toy, model: nn.Module, got: str) -> None:
     with pytest.raises(MarkError) as caught:

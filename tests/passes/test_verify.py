@@ -69,7 +69,11 @@ BROKEN: dict[str, tuple[Stage, Callable[[Program], Program], str]] = {
         lambda p: replace(p, sites=tuple(replace(s, keep="gone") for s in p.sites)),
         "no node 'gone' in the graph",
     ),
-    "placed: sets": (Stage.PLACED, lambda p: replace(p, placements={}), "verifier of stage placed: a site's result has no token set"),
+    "placed: sets": (
+        Stage.PLACED,
+        lambda p: replace(p, placements={}),
+        "verifier of stage placed: a site's result has no token set",
+    ),
     "compact: no prune": (
         Stage.PLACED,
         lambda p: replace(p, stage=Stage.COMPACT),

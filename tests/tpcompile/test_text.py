@@ -33,7 +33,9 @@ def test_a_program_reads_line_by_line() -> None:
     inputs = {"x": torch.randn(1, 6, 4), "keep": torch.ones(1, 6, dtype=torch.bool)}
     program = capture(Model().eval(), inputs, {name: {1: "n"} for name in inputs})
     placed = Pipeline((Canonicalize(), Mark(), Place()))(program)
-    assert_expected_inline(re.sub(r"py:\d+", "py:00", str(placed)), """\
+    assert_expected_inline(
+        re.sub(r"py:\d+", "py:00", str(placed)),
+        """\
 program @ placed
 tokens t1 < t0   site0  test_text.py:00  part
 input %inputs_x: f32[1, t0, 4]
@@ -46,6 +48,7 @@ input %inputs_keep: bool[1, t0]
 %sort: tuple = aten.sort.default(%sum_1)   # test_text.py:00
 %getitem: f32[1, 4] = getitem(%sort, 0)   # test_text.py:00
 %sum_2: i64[1] = aten.sum.dim_IntList(%inputs_keep, [1])   # test_text.py:00
-return (%getitem, %sum_2)""")
+return (%getitem, %sum_2)""",
+    )
     assert weight_count(placed) == 16
     assert line(program.graph.output_node()).startswith("return (%getitem, %")
