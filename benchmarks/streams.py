@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpcompile import api, models
+from tpcompile import api, build, models
 from tpcompile import bundle as bundles
 from tpcompile.data import Sample, load_data
 from tpcompile.demo import model_folder
@@ -63,9 +63,9 @@ class Encoder:
         """Multiply-accumulates of one layer: its attention at the tokens that enter it, its MLP at those that stay."""
         return (4 * self.width * entering + 2 * entering**2 + 2 * self.inner * staying) * self.width
 
-    def flops_ratio(self, samples: Sequence[Sample], thresholds: Sequence[float]) -> float:
+    def flops_ratio(self, samples: Sequence[Sample], thresholds: Sequence[float], n_ref: int | str = "length") -> float:
         """Dense / pruned over all samples, without padding, by the paper's formula."""
-        pruned = models.prune(self.model, "ltp", thresholds=list(thresholds))
+        pruned = models.prune(self.model, "ltp", thresholds=list(thresholds), n_ref=n_ref)
         full = kept = 0
         for sample in samples:
             trace = pruned.trace(**{name: torch.from_numpy(value) for name, value in sample.inputs.items()})
@@ -75,18 +75,20 @@ class Encoder:
         return full / kept
 
 
-def choose(model: Encoder, samples: Sequence[Sample], target: float, shape: Sequence[float]) -> list[float]:
+def choose(
+    model: Encoder, samples: Sequence[Sample], target: float, shape: Sequence[float], n_ref: int | str = "length"
+) -> list[float]:
     """Thresholds ``theta * shape`` whose FLOPs ratio on the samples is the target; theta by bisection.
 
     Raises:
         InputError: even thresholds that drop nearly every token do not reach the target.
     """
     low, high = 0.0, 0.1
-    if model.flops_ratio(samples, [high * s for s in shape]) < target:
+    if model.flops_ratio(samples, [high * s for s in shape], n_ref) < target:
         raise InputError(f"no threshold reaches FLOPs /{target}", fix="ask for less, or use longer texts")
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if model.flops_ratio(samples, [middle * s for s in shape]) < target else (low, middle)
+        low, high = (middle, high) if model.flops_ratio(samples, [middle * s for s in shape], n_ref) < target else (low, middle)
     return [high * s for s in shape]
 
 
@@ -103,12 +105,12 @@ def export_all(folder: Path, ratios: Sequence[float], log: Log) -> list[Path]:
     for ratio in ratios:
         thresholds = choose(encoder, texts, ratio, rising(encoder.layers))
         log(f"FLOPs /{ratio}: last threshold {thresholds[-1]:.5f}; compiling")
-        compiled = api.compile_subject(subject_of(model_folder(), None, None, "ltp", {"thresholds": thresholds}))
+        compiled = build.compile_subject(subject_of(model_folder(), None, None, "ltp", {"thresholds": thresholds}))
         for target, precision in ENGINES:
             out = folder / f"{target}-{precision}-{ratio:g}"
             try:
                 with bundles.stage(out) as private:
-                    api.fill(private, compiled, target, precision)
+                    build.fill(private, compiled, target, precision)
             except BackendUnavailable as error:
                 log(f"left out {target} {precision}: {error}")
                 continue

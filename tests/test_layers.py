@@ -25,6 +25,7 @@ ROWS = (
     ("engine",),
     ("parity", "latency", "subject"),
     ("plugins", "report"),
+    ("build",),
     ("api",),
     ("demo",),
     ("cli",),

@@ -1,76 +1,39 @@
 """The journey as straight lines: lower, export, load, validate, bench."""
 
-import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend
-from tpcompile.bundle import Bundle, Vector
+from tpcompile.build import compile_subject, fill
+from tpcompile.bundle import Bundle
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data import Sample, load_data
-from tpcompile.emit import OnnxModel, emit
-from tpcompile.engine import Engine, compose, load, open_reference
+from tpcompile.engine import Engine, load, open_reference
 from tpcompile.errors import BackendUnavailable, UsageError
 from tpcompile.flops import Counts
 from tpcompile.latency import Latency, Slo
 from tpcompile.latency import bench as measure_latency
-from tpcompile.manifest import Flops, Manifest, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
-from tpcompile.passes import DEFAULT, Canonicalize, Dump
-from tpcompile.passes.base import GraphPass
-from tpcompile.passes.cost import polynomial
-from tpcompile.passes.dense import KeepAll
-from tpcompile.program import Program, Stage
-from tpcompile.subject import Subject, subject_of
+from tpcompile.passes import DEFAULT, Dump
+from tpcompile.program import Program
+from tpcompile.subject import subject_of
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the step and the number of steps."""
 
 Model = nn.Module | ExportedProgram | str | Path
 
-__all__ = ["Compiled", "bench", "compile_subject", "export", "fill", "load", "lower", "validate"]
-
-LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
-"""Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
+__all__ = ["bench", "export", "load", "lower", "validate"]
 
 STEPS = 9
 """Steps of an export, for progress."""
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One model as everything a bundle holds; any number of targets can be built from it.
-
-    Attributes:
-        subject: what was compiled.
-        placed: masked form, the reference.
-        compact: gathered form, the engine.
-        dense: the baseline.
-        engine: ``compact`` as ONNX.
-        twin: ``dense`` as ONNX.
-        reference: ``placed`` as ONNX.
-    """
-
-    subject: Subject
-    placed: Program
-    compact: Program
-    dense: Program
-    engine: OnnxModel
-    twin: OnnxModel
-    reference: OnnxModel
 
 
 def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
@@ -97,43 +60,6 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     subject = subject_of(model, inputs, dynamic, method, parameters)
     hook = Dump(Path(dump_ir)) if dump_ir else None
     return DEFAULT(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
-
-
-def compile_subject(
-    subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
-) -> Compiled:
-    """Capture, prove, compact and write ONNX: all that does not depend on a target.
-
-    Args:
-        subject: see ``tpcompile.subject.subject_of``.
-        dump_ir: folder for the text of every stage.
-        say: called before every step with its name.
-    """
-    say("capture")
-    captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
-    stages: dict[Stage, Program] = {}
-    dump = Dump(Path(dump_ir)) if dump_ir else None
-
-    def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
-        stages[after.stage] = after
-        if dump is not None:
-            dump(step, before, after, seconds)
-
-    say("prove and compact")
-    compact = DEFAULT(captured, watch)
-    say("dense baseline")
-    if subject.dense is not None:
-        dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
-    else:
-        dense = KeepAll()(stages[Stage.CAPTURED])
-    if dense.output_names != compact.output_names:
-        raise UsageError(
-            f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
-            fix="pass a dense model with the same outputs",
-        )
-    say("write ONNX")
-    placed = stages[Stage.PLACED]
-    return Compiled(subject, placed, compact, dense, emit(compact), emit(dense), emit(placed))
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
@@ -174,37 +100,6 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense)
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say)
     return bundles.read(out)
-
-
-def fill(
-    folder: Path, compiled: Compiled, target: str, precision: str = "fp32", say: Callable[[str], None] = lambda step: None
-) -> None:
-    """Build a target's engines into a staged folder and seal it.
-
-    Args:
-        folder: from ``tpcompile.bundle.stage``.
-        compiled: the model.
-        target: ``onnx`` or ``openvino``.
-        precision: of the engine.
-        say: called before every step with its name.
-    """
-    runtime, subject = backend(target), compiled.subject
-    say("build engine")
-    _build(runtime, compiled.engine, folder, precision)
-    say("build dense")
-    (folder / "dense").mkdir()
-    _build(runtime, compiled.twin, folder / "dense", precision)
-    (folder / "reference").mkdir()
-    compiled.reference.save(folder / "reference" / "model.onnx")
-    for part in (folder, folder / "dense"):
-        for asset in subject.assets:
-            copyfile(asset, part / asset.name)
-    say("test vectors")
-    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(compiled.placed, folder, subject))
-    say("seal")
-    common = _manifest(compiled, target, precision)
-    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
-    bundles.seal(folder, common)
 
 
 def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
@@ -312,90 +207,13 @@ class _Steps:
         self.done += 1
 
 
-def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> None:
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        path = Path(scratch) / "model.onnx"
-        model.save(path)
-        runtime.build(path, out, precision)
-
-
 def _samples(found: Bundle, data: str | Path | None, limit: int | None, default: str, truncate: bool) -> list[Sample]:
-    """The data asked for; else real texts where the bundle can tokenise, else its own test vectors."""
+    """The data asked for; else real texts that fit, where the bundle can tokenise; else its own test vectors."""
     names = tuple(t.name for t in found.manifest.inputs)
-    if data is None and not (found.path / "tokenizer.json").is_file():
-        return [Sample("", dict(v.inputs)) for v in found.vectors()][:limit]
     longest = found.manifest.dims.get("seq", (2, 512))[1]
-    return load_data(data or default, found.path, longest, limit, truncate=truncate, names=names)
-
-
-def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
-    """A few inputs with the masked program's own answers: real texts where there is a tokenizer, and the example."""
-    import torch
-
-    given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
-    if (folder / "tokenizer.json").is_file():
-        longest = placed.dims.get("seq", (2, 512))[1]
-        given += [s.inputs for s in load_data(None, folder, longest, 4, names=tuple(subject.inputs))]
-    rows = []
-    for inputs in given:
-        trace = placed.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
-        taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
-        taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
-        kept = compose(taps, len(trace.keep), trace.keep[0].shape[1])
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, kept.masks))
-    return rows
-
-
-def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
-    compact, subject = compiled.compact, compiled.subject
-    paper = polynomial(compiled.placed)
-    terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
-    sites = tuple(
-        SiteInfo(
-            name=s.name,
-            module=s.where.module,
-            where=s.where.short,
-            keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
-            score=bool(s.score),
-        )
-        for s in compact.sites
-    )
-    return Manifest(
-        target=target,
-        role="pruned",
-        model=subject.info,
-        method=subject.method,
-        sites=sites,
-        dims=dict(compact.dims),
-        inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
-        outputs=tuple(TensorInfo.of(o) for o in compiled.engine.outputs),
-        ranges=dict(subject.values),
-        precision=precision,
-        pipeline=",".join(compact.history),
-        assumptions=compact.assumptions,
-        flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
-        tolerance=dict(LAWS[precision == "fp32"]),
-        environment=_environment(),
-    )
-
-
-def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
-    return pruned.model_copy(
-        update={
-            "role": "dense", "sites": (), "assumptions": (), "method": None, "pipeline": ",".join(dense.history),
-            "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
-            "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
-        }
-    )  # fmt: skip
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    specs: tuple[str | Path, ...] = (default, "docstrings") if (found.path / "tokenizer.json").is_file() else ()
+    for spec in specs if data is None else (data,):
+        rows = load_data(spec, found.path, longest, limit, truncate=truncate, names=names)
+        if rows or data is not None:
+            return rows
+    return [Sample("", dict(v.inputs)) for v in found.vectors()][:limit]

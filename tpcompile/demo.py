@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tpcompile import api, report
+from tpcompile import api, build, report
 from tpcompile import bundle as bundles
 from tpcompile.backends import backends
 from tpcompile.data import load_data
@@ -120,7 +120,7 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     recipe, model = shipped_recipe(), model_folder()
     steps = _Steps(progress, 2 + 3 * len(targets))
     steps("compile MiniLM: capture, prove, compact, write ONNX")
-    compiled = api.compile_subject(subject_of(model, None, None, recipe.method, recipe.parameters))
+    compiled = build.compile_subject(subject_of(model, None, None, recipe.method, recipe.parameters))
     runs = tuple(_engine(out / name, name, compiled, samples, force, steps) for name in targets)
     steps("report")
     traces = _traces(out / targets[0])
@@ -129,10 +129,10 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     return Demo(runs, recipe, page)
 
 
-def _engine(out: Path, target: str, compiled: api.Compiled, samples: int | None, force: bool, steps: "_Steps") -> EngineRun:
+def _engine(out: Path, target: str, compiled: build.Compiled, samples: int | None, force: bool, steps: "_Steps") -> EngineRun:
     steps(f"{target}: build")
     with bundles.stage(out, force) as folder:
-        api.fill(folder, compiled, target)
+        build.fill(folder, compiled, target)
     steps(f"{target}: engine against masked reference and dense, {samples or PAIRS} pairs")
     parity = api.validate(out, "docstrings:pairs", samples or PAIRS)
     steps(f"{target}: time against dense, {samples or STREAM} texts")
@@ -142,7 +142,7 @@ def _engine(out: Path, target: str, compiled: api.Compiled, samples: int | None,
 
 def _traces(bundle: Path) -> tuple[WordTrace, ...]:
     """Kept words of a few report texts, layer by layer."""
-    texts = [s for s in load_data("docstrings:report", bundle, 256, names=NAMES) if 40 <= s.length <= 110][:TRACES]
+    texts = [s for s in load_data("docstrings:report", bundle, 256, names=NAMES) if 80 <= s.length <= 140][:TRACES]
     with load(bundle) as engine:
         return tuple(report.trace_words(text, engine.kept(**text.inputs)[1]) for text in texts)
 

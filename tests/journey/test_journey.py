@@ -13,8 +13,8 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models, ops
-from tpcompile.api import Compiled, compile_subject, fill
 from tpcompile.backends import backends
+from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import read, stage
 from tpcompile.engine import open_reference
 from tpcompile.errors import UnmaskedFold

@@ -20,21 +20,22 @@ def streams():
 
 
 class Linear:
-    """An encoder whose FLOPs ratio is 1 + 100 theta."""
+    """An encoder whose FLOPs ratio is 1 + 100 times the largest threshold."""
 
-    def flops_ratio(self, samples, theta):
-        return 1 + 100 * theta
+    def flops_ratio(self, samples, thresholds, n_ref):
+        return 1 + 100 * max(thresholds)
 
 
 def test_thresholds_rise_from_zero(streams):
-    assert streams.rising(0.06, 3) == pytest.approx([0.0, 0.02, 0.04])
+    assert streams.rising(3) == pytest.approx([0.0, 1 / 3, 2 / 3])
 
 
 def test_bisection_meets_the_target(streams):
-    theta = streams.choose(Linear(), [], 2.6)
-    assert 2.6 <= 1 + 100 * theta < 2.61
+    thresholds = streams.choose(Linear(), [], 2.6, [0.5, 1.0])
+    assert 2.6 <= 1 + 100 * thresholds[1] < 2.61
+    assert thresholds[0] == pytest.approx(thresholds[1] / 2)
     with pytest.raises(InputError, match="no threshold"):
-        streams.choose(Linear(), [], 50.0)
+        streams.choose(Linear(), [], 50.0, [1.0])
 
 
 def test_formula_is_that_of_a_layer(streams):
