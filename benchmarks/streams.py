@@ -4,7 +4,7 @@
     python benchmarks/streams.py out/onnx out/openvino  times bundles that are already there
 
 The stream is 100 docstrings of 64 to 256 tokens in one order, one thread, ABBA (see ``tpcompile.latency``). Thresholds rise
-linearly, theta * l / L for layer l of L; theta is found by bisection on the calibration half of the docstrings, the stream comes
+linearly, theta * (l + 1) / L for layer l of L; theta is found by bisection on the calibration half of the docstrings, the stream comes
 from the other half. Everything measured goes to a JSON file.
 """
 
@@ -33,15 +33,15 @@ from tpcompile.subject import subject_of
 RATIOS = (1.7, 2.6, 5.0)
 ENGINES = (("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 CALIBRATION_TEXTS = 48
-STEPS = 12
+STEPS = 16
 """Halvings of theta: far finer than what one more kept token changes."""
 
 Log = Callable[[str], None]
 
 
 def rising(layers: int) -> list[float]:
-    """The shape l / L: none at layer 0, growing with depth."""
-    return [layer / layers for layer in range(layers)]
+    """The shape (l + 1) / L, growing with depth. Layer 0 prunes too: without it no threshold reaches /5 on six layers."""
+    return [(layer + 1) / layers for layer in range(layers)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def choose(
     Raises:
         InputError: even thresholds that drop nearly every token do not reach the target.
     """
-    low, high = 0.0, 0.1
+    low, high = 0.0, 1.0
     if model.flops_ratio(samples, [high * s for s in shape], n_ref) < target:
         raise InputError(f"no threshold reaches FLOPs /{target}", fix="ask for less, or use longer texts")
     for _ in range(STEPS):
@@ -102,8 +102,8 @@ def export_all(folder: Path, ratios: Sequence[float], log: Log) -> list[Path]:
     encoder = Encoder.load(model_folder())
     texts = calibration_texts()
     made = []
-    for ratio in ratios:
-        thresholds = choose(encoder, texts, ratio, rising(encoder.layers))
+    schedules = [choose(encoder, texts, ratio, rising(encoder.layers)) for ratio in ratios]  # refused before anything is built
+    for ratio, thresholds in zip(ratios, schedules, strict=True):
         log(f"FLOPs /{ratio}: last threshold {thresholds[-1]:.5f}; compiling")
         compiled = build.compile_subject(subject_of(model_folder(), None, None, "ltp", {"thresholds": thresholds}))
         for target, precision in ENGINES:
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", type=Path, help="bundle directories; none: export MiniLM first")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("streams.json"), help="JSON file to write (default: %(default)s)"
+        "-o", "--output", type=Path, default=Path("out/streams.json"), help="JSON file to write (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, default=100, help="texts of the stream (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="warm passes, at least 2 (default: %(default)s)")
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", type=Path, help="folder to keep the exported bundles in")
     options = parser.parse_args(arguments)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
 
     def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -116,7 +116,10 @@ class Dump:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.step = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot dump to {folder}: {error.strerror}", fix="give a folder that can be made") from error
 
     def __call__(self, step: GraphPass, before: Program, after: Program, seconds: float) -> None:
         """Write one step."""

@@ -57,6 +57,11 @@ class Mark(GraphPass):
 
 def _check(node: fx.Node, x: Any, keep: Any) -> None:
     hidden, mask = x.meta["val"], keep.meta["val"]
+    if mask.dim() == 2 and mask.shape[0] != 1:
+        raise MarkError(
+            f"a batch of {mask.shape[0]} samples is pruned, each to a count of its own; batch 1 is what can be compiled",
+            where=where_of(node), node=line(node), fix="export with example inputs of batch 1",
+        )  # fmt: skip
     if hidden.dim() == 3 and mask.dim() == 2 and mask.dtype is torch.bool:
         return
     dtype = str(mask.dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tpcompile.errors import TpcompileError
 
 if TYPE_CHECKING:
-    from tpcompile import models
+    from tpcompile import models, ops
     from tpcompile.api import bench, export, load, lower, validate
     from tpcompile.bundle import Bundle
     from tpcompile.engine import Engine
@@ -36,13 +36,14 @@ __all__ = [
     "load",
     "lower",
     "models",
+    "ops",
     "validate",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("tpcompile.models")
+    if name in ("models", "ops"):
+        return import_module(f"tpcompile.{name}")
     if name in _HOMES:
         return getattr(import_module(f"tpcompile.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tpcompile' has no attribute {name!r}")

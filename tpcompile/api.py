@@ -14,7 +14,7 @@ from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data import Sample, load_data
-from tpcompile.engine import Engine, load, open_reference
+from tpcompile.engine import load, open_reference
 from tpcompile.errors import BackendUnavailable, UsageError
 from tpcompile.flops import Counts
 from tpcompile.latency import Latency, Slo
@@ -93,6 +93,8 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     _choose("lowering", lowering, ("auto", "dynamic"))
     _choose("form", form, ("auto", "single"))
     _choose("batch", batch, ("one",))
+    if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
+        raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
     _demand(backend(target))
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
@@ -164,24 +166,29 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         progress: called per phase.
     """
     found = bundles.read(path)
-    other = found.path / "dense" if str(against) == "dense" else Path(against)
+    own = str(against) == "dense"
+    other = found.dense if own else bundles.read(against)
+    if other is None:
+        raise UsageError(f"{path} has no dense baseline", fix="pass --against with another bundle")
     rows = _samples(found, data, samples, "docstrings:stream", truncate)
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples, {repeats + 1} passes", 0, 1)
-    with load(path, threads=threads) as engine:
-        counts = [_counts(engine, row) for row in rows]
+    twin = other.path
     latency = measure_latency(
-        lambda: load(path, threads=threads), lambda: load(other, threads=threads), rows, repeats,
-        confidence=confidence, min_speedup=min_speedup, slo=gate, flops=found.manifest.flops, counts=counts,
+        lambda: load(path, threads=threads), lambda: load(twin, threads=threads), rows, repeats,
+        confidence=confidence, min_speedup=min_speedup, slo=gate,
+        flops=found.manifest.flops if own else None, counts=lambda: _counts(path, rows) if own else (),
     )  # fmt: skip
     found.report("bench", latency.to_json())
     return latency
 
 
-def _counts(engine: Engine, sample: Sample) -> Counts:
-    _, kept = engine.kept(**sample.inputs)
-    return Counts(sample.length, kept.counts, kept.stored)
+def _counts(path: str | Path, rows: Sequence[Sample]) -> list[Counts]:
+    """What the engine keeps of every sample; asked after the timing, so that neither engine has seen a shape before."""
+    with load(path) as engine:
+        kept = [engine.kept(**row.inputs)[1] for row in rows]
+    return [Counts(row.length, k.counts, k.stored) for row, k in zip(rows, kept, strict=True)]
 
 
 def _choose(name: str, value: str, known: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,9 +114,12 @@ class Bundle:
         path = self.path / REPORTS / f"{name}.json"
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as fresh:
-                json.dump(document, fresh, indent=1, default=str)
-            os.replace(fresh.name, path)
+            fresh = path.with_name(f".{name}.{os.getpid()}.part")
+            try:
+                fresh.write_text(json.dumps(document, indent=1), encoding="utf-8")
+                fresh.replace(path)
+            finally:
+                fresh.unlink(missing_ok=True)
         except OSError as error:
             raise EnvironmentFault(f"{path} cannot be written: {error.strerror}", fix="make the bundle writable") from error
         return path
@@ -181,6 +183,7 @@ def stage(out: str | Path, force: bool = False, need: int = 0) -> Iterator[Path]
             if not (fresh / MANIFEST).is_file():
                 raise StageError(f"{target} was staged but never sealed", fix="report this: a bug in tpcompile")
             _flush([fresh, *fresh.rglob("*")])
+        _vacant(target, force)  # again: another export may have finished meanwhile
         _move(fresh, target, private / "old")
     except BaseException:
         shutil.rmtree(private, ignore_errors=True)

@@ -11,12 +11,15 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tpcompile.errors import CaptureError, NotDeterministic
+from tpcompile.errors import CaptureError, NotDeterministic, first_line
 from tpcompile.program import Program, Stage
 from tpcompile.spec import TensorSpec
 
 Dynamic = Mapping[str, Mapping[int, str]]
 Ranges = Mapping[str, tuple[int, int]]
+
+LONGEST = 8192
+"""Greatest size of a dynamic dim that nobody bounded."""
 
 
 def capture(
@@ -39,7 +42,7 @@ def capture(
         CaptureError: torch.export failed; its error is the cause.
     """
     if isinstance(model, ExportedProgram):
-        return _adopt(model, dict(inputs), dynamic or {})
+        return _adopt(model, _in_order(model, inputs), dynamic or {})
     if any(m.training for m in model.modules()):
         raise NotDeterministic(
             "the model is in training mode: dropout and batch statistics would be compiled in", fix="call model.eval() first"
@@ -54,10 +57,21 @@ def capture(
             exported = torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
     except Exception as error:
         raise CaptureError(
-            f"torch.export could not trace {type(model).__name__}: {_first_line(error)}",
-            fix="remove Python branches on tensor values (torch.where), or pass example inputs that fit; torch's error is above",
+            f"torch.export could not trace {type(model).__name__}: {first_line(error)}",
+            fix="remove Python branches on tensor values (torch.where), or pass example inputs that fit; -v shows torch's own error",
         ) from error
     return _adopt(exported, dict(inputs), dynamic, tuple(names))
+
+
+def _in_order(exported: ExportedProgram, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The example inputs in the order of a traced program's own: names decide, never the caller's order."""
+    names = [s.arg.name for s in exported.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    if sorted(names) != sorted(inputs):
+        raise CaptureError(
+            f"the program takes {', '.join(map(str, names))}, the example gives {', '.join(inputs) or 'nothing'}",
+            fix="name the example inputs as the traced program does",
+        )
+    return {str(name): inputs[str(name)] for name in names}
 
 
 @contextmanager
@@ -107,7 +121,7 @@ def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> d
             f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}"
         )
     names = {name for dims in dynamic.values() for name in dims.values()}
-    bounds = {name: ranges.get(name, (2, 8192)) for name in names}
+    bounds = {name: ranges.get(name, (2, LONGEST)) for name in names}
     known = {name: Dim.DYNAMIC(min=low, max=high) for name, (low, high) in bounds.items()}
     return {name: {d: known[n] for d, n in dynamic.get(name, {}).items()} for name in inputs}
 
@@ -138,8 +152,11 @@ def _ranges(exported: ExportedProgram, users: Sequence[InputSpec], specs: Sequen
     for user, spec in zip(users, specs, strict=True):
         for size, name in zip(values[user.arg.name].shape, spec.shape, strict=True):
             if isinstance(name, str) and isinstance(size, torch.SymInt):
-                bounds = exported.range_constraints[size.node.expr]
-                found[name] = (int(bounds.lower), int(bounds.upper))
+                bounds = exported.range_constraints.get(size.node.expr)
+                if bounds is None:
+                    raise CaptureError(f"dim {name} has the derived size {size}", fix="make the dim's size an input of its own")
+                upper = int(bounds.upper) if bounds.upper < LONGEST else LONGEST
+                found[name] = (int(bounds.lower), upper)
     return found
 
 
@@ -148,6 +165,3 @@ def _spec(name: str, value: Tensor, dims: Mapping[int, str]) -> TensorSpec:
         name, str(value.dtype).removeprefix("torch."), tuple(dims.get(d, int(s)) for d, s in enumerate(value.shape))
     )
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

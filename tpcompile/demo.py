@@ -16,7 +16,8 @@ from tpcompile import bundle as bundles
 from tpcompile.backends import backends
 from tpcompile.data import load_data
 from tpcompile.engine import load
-from tpcompile.errors import EnvironmentFault, UsageError
+from tpcompile.errors import BackendUnavailable, EnvironmentFault, UsageError
+from tpcompile.parity import Parity
 from tpcompile.recipe import Recipe
 from tpcompile.report import EngineRun, ReportData, WordTrace
 from tpcompile.subject import subject_of
@@ -36,21 +37,28 @@ class Demo:
         runs: one per engine.
         recipe: the thresholds and how they were chosen.
         report: the HTML file.
+        left_out: engines that cannot run here, and why.
     """
 
     runs: tuple[EngineRun, ...]
     recipe: Recipe
     report: Path
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def _worst(self) -> Parity:
+        order = ("PASSED", "INCONCLUSIVE", "FAILED")
+        return max((run.parity for run in self.runs), key=lambda parity: order.index(parity.verdict))
 
     @property
     def verdict(self) -> str:
-        """``FAILED`` where an engine differs from the masked model."""
-        return "PASSED" if all(run.parity.verdict == "PASSED" for run in self.runs) else "FAILED"
+        """The worst of the parity gates."""
+        return self._worst.verdict
 
     @property
     def exit_code(self) -> int:
-        """The worst of the parity gates."""
-        return max(run.parity.exit_code for run in self.runs)
+        """The exit code of that gate."""
+        return self._worst.exit_code
 
     def to_json(self) -> dict[str, Any]:
         """One document; per engine what ``validate`` and ``bench`` say."""
@@ -60,6 +68,7 @@ class Demo:
             "recipe": self.recipe.model_dump(mode="json"),
             "engines": rows,
             "report": str(self.report),
+            "left_out": list(self.left_out),
         }
 
     def text(self) -> str:
@@ -71,7 +80,7 @@ class Demo:
                 *(f"  {row}" for row in [*run.parity.text().splitlines(), *run.latency.text().splitlines()]),
                 "",
             ]
-        return "\n".join([*lines, f"report: {self.report}"])
+        return "\n".join([*lines, *self.left_out, f"report: {self.report}"])
 
 
 def _kept(run: EngineRun) -> str:
@@ -79,7 +88,9 @@ def _kept(run: EngineRun) -> str:
     samples = run.parity.samples
     means = [sum(s.tokens for s in samples) / len(samples)]
     means += [sum(s.alive[i] for s in samples) / len(samples) for i in range(len(samples[0].alive))]
-    return "tokens alive, mean: " + " > ".join(f"{m:.1f}" for m in means)
+    names = ("input", *(f"after {report.stage_name(site.module or site.name)}" for site in run.manifest.sites))
+    shown = ", ".join(f"{name} {mean:.1f}" for name, mean in zip(names, means, strict=True))
+    return f"tokens alive, mean: {shown}; layers whose threshold is 0 drop none"
 
 
 def model_folder() -> Path:
@@ -113,8 +124,12 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
         UsageError: the folder holds an earlier demo.
         EnvironmentFault: the model's package is missing.
     """
-    targets = [name for name, found in backends().items() if found.probe().ok]
-    taken = [name for name in targets if (out / name).exists()]
+    probes = {name: found.probe() for name, found in backends().items()}
+    targets = [name for name, found in probes.items() if found.ok]
+    left_out = tuple(f"{name} is left out: {found.reason}" for name, found in probes.items() if not found.ok)
+    if not targets:
+        raise BackendUnavailable("; ".join(left_out), fix="pip install 'tpcompile[demo]'")
+    taken = [name for name in (*targets, "report.html") if (out / name).exists()]
     if taken and not force:
         raise UsageError(f"{out} holds an earlier demo: {', '.join(taken)}", fix="pass --force to replace it, or another -o DIR")
     recipe, model = shipped_recipe(), model_folder()
@@ -125,8 +140,8 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     steps("report")
     traces = _traces(out / targets[0])
     note = " ".join((recipe.note or "").split())
-    page = report.write(ReportData("Token-pruned MiniLM", runs, traces, (note,)), out / "report.html")
-    return Demo(runs, recipe, page)
+    page = report.write(ReportData("Token-pruned MiniLM", runs, traces, (note, *left_out)), out / "report.html")
+    return Demo(runs, recipe, page, left_out)
 
 
 def _engine(out: Path, target: str, compiled: build.Compiled, samples: int | None, force: bool, steps: "_Steps") -> EngineRun:

@@ -19,9 +19,9 @@ from onnxscript import opset20 as op
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 
 from tpcompile.capture import tracing
-from tpcompile.errors import EmitError
+from tpcompile.errors import EmitError, first_line
 from tpcompile.ops import COMPACT, PRUNE
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program
 from tpcompile.spec import TensorSpec
 
 OPSET = 20
@@ -74,8 +74,6 @@ def emit(program: Program) -> OnnxModel:
     Raises:
         EmitError: torch.onnx or the ONNX checker refused it; their error is the cause.
     """
-    if program.stage is Stage.COMPACT and any(s.shape[0] != 1 for s in program.inputs if s.shape):
-        raise EmitError("only batch 1 has an ONNX form for compact", fix="export with batch='one'")
     tapped, taps = _with_taps(program)
     dynamic = {d for spec in program.inputs for d in spec.shape if isinstance(d, str)}
     try:
@@ -92,7 +90,7 @@ def emit(program: Program) -> OnnxModel:
             )
     except Exception as error:
         raise EmitError(
-            f"torch.onnx could not translate the program: {str(error).strip().splitlines()[-1]}", fix="the cause names the op"
+            f"torch.onnx could not translate the program: {first_line(error)}", fix="the cause names the op"
         ) from error
     assert exported is not None
     model = exported.model

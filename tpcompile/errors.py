@@ -71,6 +71,11 @@ class Where:
         return f"{self.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{self.line}" if self.file else "?"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign error's message; its class where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 class TpcompileError(Exception):
     """The root of every deliberate error.
 

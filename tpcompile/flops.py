@@ -1,8 +1,8 @@
 """Work as a polynomial over token set sizes: what pruning should save, before anything is timed.
 
-A manifest carries three polynomials (2 x multiply-accumulates): ``paper``, the published formula of the method, ``graph``,
-counted from the compiled graph, and ``dense``, counted from the dense graph. They are evaluated at the counts that real
-inputs kept.
+A manifest carries three polynomials (2 x multiply-accumulates): ``paper``, every matmul at the tokens alive where the method's own
+program has it, ``graph``, the same counted from the compiled graph, and ``dense``, ``paper`` with every token kept. They are evaluated
+at the counts that real inputs kept.
 """
 
 import math
@@ -26,7 +26,7 @@ class Formulas(Protocol):
 
     @property
     def paper(self) -> Polynomial:
-        """The method's own formula."""
+        """Every matmul at the tokens alive where the masked program has it: the papers' accounting."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Formulas(Protocol):
 
     @property
     def dense(self) -> Polynomial:
-        """The dense graph's work."""
+        """The same with every token kept."""
         ...
 
 
@@ -62,7 +62,7 @@ class Saving:
     Attributes:
         paper_dense: the paper's formula with no token dropped, unpadded.
         paper_pruned: the same at the counts alive.
-        graph_dense: the dense graph's own count.
+        graph_dense: the same matmuls with no token dropped.
         graph_pruned: the compact graph's own count at the rows stored.
     """
 

@@ -159,7 +159,7 @@ def bench(
     slo: Slo | None = None,
     phases: Sequence[PhaseName] = ("cold", "warm"),
     flops: Formulas | None = None,
-    counts: Sequence[Counts] = (),
+    counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
 ) -> Latency:
     """Time both engines on the stream and judge.
 
@@ -174,15 +174,19 @@ def bench(
         slo: target for a percentile of the pruned engine.
         phases: phases that the targets apply to; all of them must hold.
         flops: the pruned bundle's formulas.
-        counts: what the pruned engine kept of each sample, for the formulas.
+        counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing.
 
     Raises:
         InputError: no samples.
         UsageError: fewer than 2 repeats, a confidence outside (0, 1), a target that is not positive, or counts that do not fit.
     """
-    _check(samples, repeats, confidence, min_speedup, flops, counts)
+    _check(samples, repeats, confidence, min_speedup)
+    if not callable(counts):
+        _fit(samples, flops, counts)
     cold, warm = _measure(pruned, dense, samples, repeats)
-    work = saving(flops, counts) if flops is not None and flops.tokens else None
+    counted = counts() if callable(counts) else counts
+    _fit(samples, flops, counted)
+    work = saving(flops, counted) if flops is not None and flops.tokens else None
     noise = {"dense": spread(warm[0].sum(axis=1)), "pruned": spread(warm[1].sum(axis=1))}
     noise["ratio"] = spread(warm[0].sum(axis=1) / warm[1].sum(axis=1))
     found: dict[PhaseName, Phase] = {
@@ -313,8 +317,6 @@ def _check(
     repeats: int,
     confidence: float,
     min_speedup: float | None,
-    flops: Formulas | None,
-    counts: Sequence[Counts],
 ) -> None:
     if not samples:
         raise InputError("no samples to time", fix="pass data with at least one text")
@@ -324,5 +326,8 @@ def _check(
         raise UsageError(f"confidence is {confidence}", fix="give a share between 0 and 1, such as 0.95")
     if min_speedup is not None and not min_speedup > 0:
         raise UsageError(f"min_speedup is {min_speedup}", fix="give a positive ratio, such as 1.3")
+
+
+def _fit(samples: Sequence[Sample], flops: Formulas | None, counts: Sequence[Counts]) -> None:
     if flops is not None and flops.tokens and len(counts) != len(samples):
         raise UsageError(f"{len(counts)} counts for {len(samples)} samples", fix="run engine.kept on every sample")

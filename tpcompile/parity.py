@@ -306,6 +306,12 @@ def _verdict(
             "every sample has a token within float noise of its threshold, so the law judged none",
             Inconclusive.exit_code,
         )
+    if 2 * judged < len(records):
+        return (
+            "INCONCLUSIVE",
+            f"only {judged} of {len(records)} samples could be judged: in the others a token lies within float noise of its threshold",
+            Inconclusive.exit_code,
+        )
     if task and min_agreement is not None and task.agreement < min_agreement:
         return (
             "FAILED",

@@ -126,7 +126,7 @@ def render(data: ReportData) -> str:
     environment = Environment(loader=PackageLoader("tpcompile"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(sci=_sci, pct=_pct, ms=_ms, plain=_facts)
     first = data.runs[0]
-    stages = ("input", *(_stage(site.module or site.name) for site in first.manifest.sites))
+    stages = ("input", *(stage_name(site.module or site.name) for site in first.manifest.sites))
     return environment.get_template("report.html.j2").render(
         data=data,
         stages=stages,
@@ -243,7 +243,7 @@ def _phases(latency: Latency) -> tuple[tuple[str, Phase], ...]:
     return ("cold", latency.cold), ("warm", latency.warm)
 
 
-def _stage(module: str) -> str:
+def stage_name(module: str) -> str:
     """``encoder.layer.3`` -> ``layer 3``, whatever the list of layers is called; other names as they are."""
     found = re.findall(r"\.(\d+)(?:\.|$)", module)
     return f"layer {found[-1]}" if found else module

@@ -1,6 +1,5 @@
 """What is to be compiled: a pruned model with its dense twin, example inputs, and where they came from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,9 @@ from torch.export import ExportedProgram
 
 from tpcompile import models
 from tpcompile.capture import Dynamic
-from tpcompile.errors import ModelError, UsageError
+from tpcompile.errors import ModelError, UsageError, first_line
 from tpcompile.manifest import MethodInfo, ModelInfo
-from tpcompile.models.checkpoint import digest
+from tpcompile.models.checkpoint import digest, read_json
 
 EXAMPLE_LENGTH = 16
 """Tokens in the example input of a model directory: the length is dynamic, so any small one serves."""
@@ -104,8 +103,8 @@ def _from_directory(source: str | Path, method: str | None, parameters: dict[str
 
 def _name(folder: Path) -> str:
     """What the config calls the model, else the folder's name."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
-    stated = config.get("_name_or_path") if isinstance(config, dict) else None
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    stated = config.get("_name_or_path")
     return stated if isinstance(stated, str) and stated and not Path(stated).is_absolute() else folder.resolve().name
 
 
@@ -141,5 +140,5 @@ def _read_pt2(path: Path) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path.name} is not a torch.export program: {str(error).splitlines()[0]}", fix="save it again with torch.export.save"
+            f"{path.name} is not a torch.export program: {first_line(error)}", fix="save it again with torch.export.save"
         ) from error

@@ -9,7 +9,6 @@
 """
 
 import re
-from collections.abc import Iterable
 
 import torch
 from torch import fx
@@ -82,11 +81,3 @@ def _value(value: object) -> str:
         return "{" + ", ".join(f"{k}: {_value(v)}" for k, v in value.items()) + "}"
     return str(value)
 
-
-def weight_count(program: Program) -> int:
-    """Number of weight elements."""
-    return sum(t.numel() for t in _tensors(program))
-
-
-def _tensors(program: Program) -> Iterable[torch.Tensor]:
-    return program.constants().values()

@@ -70,7 +70,7 @@ def test_an_exported_program_is_taken_as_it_is() -> None:
     exported = torch.export.export(Add().eval(), (), inputs, strict=False)
     program = capture(exported, inputs)
     torch.testing.assert_close(program(**inputs)["output_0"], inputs["a"] + 2 * inputs["b"])
-    with pytest.raises(CaptureError, match=r"^the program takes 2 inputs, the example gives 1"):
+    with pytest.raises(CaptureError, match=r"^the program takes a, b, the example gives a"):
         capture(exported, {"a": inputs["a"]})
 
 
@@ -137,3 +137,18 @@ def test_dims_of_one_name_share_a_size() -> None:
 )
 def test_outputs_are_named(result: Any, names: list[str]) -> None:
     assert list(name_outputs(result)) == names
+
+
+class Minus(nn.Module):
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first - second
+
+
+def test_a_traced_program_binds_its_inputs_by_name() -> None:
+    first, second = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 1.0])
+    exported = torch.export.export(Minus(), (), {"first": first, "second": second})
+    program = capture(exported, {"second": second, "first": first})
+    assert [spec.name for spec in program.inputs] == ["first", "second"]
+    torch.testing.assert_close(program(first=first, second=second)["output_0"], first - second)
+    with pytest.raises(CaptureError, match="the program takes first, second, the example gives first"):
+        capture(exported, {"first": first})

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.capture import capture
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.errors import EmitError
 from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
 from tpcompile.program import Program
 from tpcompile.spec import TensorSpec
@@ -224,15 +223,3 @@ def test_an_output_may_be_named_like_an_op() -> None:
     inputs = sample(6)
     model = emit(capture(Named().eval(), inputs, {name: {1: "seq"} for name in inputs}))
     assert [output.name for output in model.outputs] == ["embedding"]
-
-
-class Pair(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        return (ops.prune(x, keep) * keep.unsqueeze(-1)).sum(1)
-
-
-def test_a_larger_batch_is_refused() -> None:
-    program = DEFAULT(capture(Pair().eval(), {"x": torch.randn(2, 6, 4), "keep": torch.ones(2, 6, dtype=torch.bool)}))
-    with pytest.raises(EmitError) as caught:
-        emit(program)
-    assert str(caught.value) == "only batch 1 has an ONNX form for compact\n  fix     export with batch='one'"

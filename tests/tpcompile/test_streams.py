@@ -26,8 +26,8 @@ class Linear:
         return 1 + 100 * max(thresholds)
 
 
-def test_thresholds_rise_from_zero(streams):
-    assert streams.rising(3) == pytest.approx([0.0, 1 / 3, 2 / 3])
+def test_thresholds_rise(streams):
+    assert streams.rising(3) == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
 def test_bisection_meets_the_target(streams):
@@ -35,7 +35,7 @@ def test_bisection_meets_the_target(streams):
     assert 2.6 <= 1 + 100 * thresholds[1] < 2.61
     assert thresholds[0] == pytest.approx(thresholds[1] / 2)
     with pytest.raises(InputError, match="no threshold"):
-        streams.choose(Linear(), [], 50.0, [1.0])
+        streams.choose(Linear(), [], 500.0, [1.0])
 
 
 def test_formula_is_that_of_a_layer(streams):

@@ -39,9 +39,11 @@ def doctor(settings: Settings, target: str | None) -> None:
     rows = backend_rows()
     hardware = {"machine": platform.machine(), "system": platform.system(), "cpus": _cpus(), **_cpu()}
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    settings.emit({"backends": rows, "hardware": hardware, "versions": versions}, _text(rows, hardware, versions))
     wanted = [row for row in rows if target in (None, row["name"])]
-    if not any(row["ok"] for row in wanted):
+    usable = any(row["ok"] for row in wanted)
+    if usable or not settings.json:  # one document only: with --json a failure is the error's
+        settings.emit({"backends": rows, "hardware": hardware, "versions": versions}, _text(rows, hardware, versions))
+    if not usable:
         raise BackendUnavailable("; ".join(f"{row['name']}: {row['reason']}" for row in wanted), fix=wanted[0]["fix"])
 
 

@@ -86,6 +86,8 @@ def _save(path: Path, outputs: Mapping[str, "Array"]) -> None:
     """Write beside, then rename: a full disk leaves nothing half-written."""
     import numpy as np
 
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder", fix="make it first, or save elsewhere")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
