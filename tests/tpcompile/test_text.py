@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.capture import capture
 from tpcompile.passes import Canonicalize, Mark, Pipeline, Place
-from tpcompile.text import line, weight_count
+from tpcompile.text import line
 
 
 class Part(nn.Module):
@@ -50,5 +50,4 @@ input %inputs_keep: bool[1, t0]
 %sum_2: i64[1] = aten.sum.dim_IntList(%inputs_keep, [1])   # test_text.py:00
 return (%getitem, %sum_2)""",
     )
-    assert weight_count(placed) == 16
     assert line(program.graph.output_node()).startswith("return (%getitem, %")
