@@ -136,7 +136,23 @@ class _Runner:
             self._sessions.popitem()[1].close()
 
 
-class Engine:
+class _Closes:
+    """What both kinds of session share: closing, by hand or at the end of a ``with``."""
+
+    _runner: _Runner
+
+    def close(self) -> None:
+        """Give the runtime's memory and threads back."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Engine(_Closes):
     """A loaded bundle. Call it with the inputs by name; not for two threads at once.
 
     Attributes:
@@ -184,18 +200,8 @@ class Engine:
         """
         return self._runner.traced(inputs, ("keep", "index", "score"))
 
-    def close(self) -> None:
-        """Give the runtime's memory and threads back."""
-        self._runner.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-class ReferenceSession:
+class ReferenceSession(_Closes):
     """The masked program of a bundle, in ONNX Runtime: the truth the engine is compared with."""
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
@@ -209,16 +215,6 @@ class ReferenceSession:
             InputError: an input does not fit.
         """
         return self._runner.traced(inputs, ("keep", "score"))
-
-    def close(self) -> None:
-        """Give the runtime's memory and threads back."""
-        self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def load(path: str | Path, *, threads: int = 0) -> Engine:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -77,17 +75,12 @@ class TensorInfo(_Record):
 
 
 class Flops(_Record):
-    """Floating-point operations (a multiply-accumulate is two), as sums of ``coefficient * product(token set sizes)``."""
+    """Floating-point operations (a multiply-accumulate is two), as sums of ``coefficient * product(token set sizes)``; see ``flops.py``."""
 
     tokens: tuple[str, ...] = ()
     paper: tuple[Term, ...] = ()
     graph: tuple[Term, ...] = ()
     dense: tuple[Term, ...] = ()
-
-    @staticmethod
-    def count(terms: Iterable[Term], sizes: Mapping[str, int]) -> float:
-        """The value of one polynomial; ``sizes`` as ``{"t0": 64, "t1": 40}``."""
-        return sum(coefficient * prod(sizes[name] for name in names) for coefficient, names in terms)
 
 
 class FileInfo(_Record):

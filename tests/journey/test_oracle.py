@@ -47,13 +47,11 @@ class Oracle:
     def inputs(self, run: str) -> dict[str, torch.Tensor]:
         return {name: self.io[f"{run}.{name}"] for name in DYNAMIC}
 
-    def check(self, run: str, logits: np.ndarray, kept: tuple[np.ndarray, ...]) -> float:
+    def check(self, run: str, logits: np.ndarray, kept: tuple[np.ndarray, ...]) -> None:
         """Kept sets exactly, logits within the case's tolerance; sites are the layers whose threshold is not 0."""
         active = [i for i, theta in enumerate(self.case["pruning"]["theta"]) if theta != 0]
         np.testing.assert_array_equal(np.stack(kept), self.io[f"{run}.kept_mask"].numpy().astype(bool)[active])
-        gap = float(np.abs(logits - self.io[f"{run}.logits"].numpy()).max())
-        assert gap <= self.case["tolerance"]["logits_abs"]
-        return gap
+        np.testing.assert_allclose(logits, self.io[f"{run}.logits"].numpy(), rtol=0, atol=self.case["tolerance"]["logits_abs"])
 
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
