@@ -1,6 +1,7 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
-``prune`` marks a site in masked form, ``compact`` is the gathered site: the only data-dependent op of the IR.
+Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
+data-dependent op of the IR; ``take`` gathers at a join, each sample by its own positions; ``put`` is what ``restore`` becomes.
 """
 
 import torch
@@ -63,5 +64,80 @@ def _(x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None) -> t
     return x.new_empty(batch, count, x.shape[2]), keep.new_empty(batch, count), keep.new_empty(batch, count, dtype=torch.int64)
 
 
+@torch.library.custom_op("tpcompile::restore", mutates_args=())
+def restore(x: Tensor, keep: Tensor, base: Tensor) -> Tensor:
+    """Bring rows back to full length: kept tokens from ``x``, dropped ones from ``base``, the method's fill.
+
+    Args:
+        x: hidden states ``[B, N, C]`` behind one or more sites.
+        keep: bool ``[B, N]``, the keep mask of the last of those sites: True where ``x`` counts.
+        base: ``[B, N, C]`` as it was before them: the last hidden state of the tokens dropped there, or zeros.
+
+    Returns:
+        ``[B, N, C]``: ``where(keep, x, base)``.
+    """
+    return torch.where(keep.unsqueeze(-1), x, base)
+
+
+@restore.register_fake
+def _(x: Tensor, keep: Tensor, base: Tensor) -> Tensor:
+    return torch.empty_like(base)
+
+
+@torch.library.custom_op("tpcompile::take", mutates_args=())
+def take(x: Tensor, index: Tensor, batch: int, dim: int) -> Tensor:
+    """Gather along a dim, each sample by its own positions.
+
+    Args:
+        x: any rank; ``x.shape[batch]`` is B, or 1 for what all samples share.
+        index: int64 ``[B, K]``, positions along ``dim``.
+        batch: the dim that runs over samples.
+        dim: the dim to gather along.
+
+    Returns:
+        ``x`` with B at ``batch`` and K at ``dim``.
+    """
+    return torch.take_along_dim(x, _along(index, x.dim(), batch, dim), dim)
+
+
+@take.register_fake
+def _(x: Tensor, index: Tensor, batch: int, dim: int) -> Tensor:
+    shape = list(x.shape)
+    shape[batch], shape[dim] = index.shape
+    return x.new_empty(shape)
+
+
+@torch.library.custom_op("tpcompile::put", mutates_args=())
+def put(base: Tensor, rows: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    """Write rows back to their positions: the gathered form of ``restore``.
+
+    Args:
+        base: ``[B, N, C]``.
+        rows: ``[B, K, C]``.
+        index: int64 ``[B, K]``, positions in ``base``, distinct within a sample.
+        keep: bool ``[B, K]``; a stored row that is not kept leaves ``base`` as it is.
+
+    Returns:
+        ``[B, N, C]``.
+    """
+    where = _along(index, 3, 0, 1).expand(-1, -1, base.shape[2])
+    return base.scatter(1, where, torch.where(keep.unsqueeze(-1), rows, base.gather(1, where)))
+
+
+@put.register_fake
+def _(base: Tensor, rows: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    return torch.empty_like(base)
+
+
+def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
+    """``[B, K]`` with B at ``batch``, K at ``dim`` and 1 elsewhere."""
+    shape = [1] * rank
+    shape[batch], shape[dim] = index.shape
+    return (index if batch < dim else index.transpose(0, 1)).reshape(shape)
+
+
 PRUNE = torch.ops.tpcompile.prune.default
+RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
+TAKE = torch.ops.tpcompile.take.default
+PUT = torch.ops.tpcompile.put.default

@@ -19,3 +19,23 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Which part of an image each token is: ``prefix`` tokens that are none (CLS, distillation, registers), then patches row by row.
+
+    Attributes:
+        prefix: leading tokens that are no patches.
+        rows: patches from top to bottom.
+        columns: patches from left to right.
+    """
+
+    prefix: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, prefix included."""
+        return self.prefix + self.rows * self.columns
