@@ -8,7 +8,13 @@ from tpcompile.passes.mark import Mark
 from tpcompile.passes.place import Place
 from tpcompile.passes.verify import verify
 
-DEFAULT = Pipeline((Canonicalize(), Mark(), Place(), Compact(), Cleanup()))
+
+def pipeline(batch: str = "one") -> Pipeline:
+    """The whole pipeline for a batch policy, ``one`` or ``ragged``."""
+    return Pipeline((Canonicalize(), Mark(batch), Place(), Compact(), Cleanup()))
+
+
+DEFAULT = pipeline()
 
 PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in DEFAULT.passes}
 
@@ -24,5 +30,6 @@ __all__ = [
     "Mark",
     "Pipeline",
     "Place",
+    "pipeline",
     "verify",
 ]

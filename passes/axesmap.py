@@ -1,4 +1,4 @@
-"""Which dims of a graph run over the pruned tokens: union of dims that share a factor, seeded at the prune sites.
+"""Which dims of a graph run over the pruned tokens, and which over samples: union of dims that share a factor, seeded at the prune sites.
 
 Nothing here looks at sizes: with 64 tokens and head size 64 a value says nothing, a factor does.
 """
@@ -11,14 +11,14 @@ from torch import fx
 from torch._ops import OpOverload
 
 from tpcompile.axes import Factors, parse
-from tpcompile.ops import PRUNE
+from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.rules import RULES, Rule, call_of, tensor_nodes
 from tpcompile.passes.rules.base import size
 
 Key = tuple[str, int, int]
 """(node, output, dim)."""
 
-_SITE = Factors(*parse("b n c, b n, b n -> b n c"))
+_SITES = {PRUNE: Factors(*parse("b n c, b n, b n -> b n c")), RESTORE: Factors(*parse("b n c, b n, b n c -> b n c"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,32 @@ class AxesMap:
         self._parent: dict[Key, Key] = {}
         for node in graph.nodes:
             self._visit(node)
-        sites = [n for n in graph.nodes if n.target is PRUNE]
-        self.roots = {self._find((n.args[1].name, 0, 1)) for n in sites}
+        keeps = [n.args[1] for n in graph.nodes if n.target is PRUNE]
+        self.roots = {self._find((keep.name, 0, 1)) for keep in keeps}
+        self.samples = {self._find((keep.name, 0, 0)) for keep in keeps if keep.meta["val"].shape[0] != 1}
 
     def is_token(self, node: fx.Node, dim: int, output: int = 0) -> bool:
         """Whether a dim runs over the pruned tokens."""
         return self._find((node.name, output, dim)) in self.roots
+
+    def batch_dims(self, node: fx.Node) -> list[int]:
+        """The dims of a node's (first) output that run over samples; none where the batch is the literal 1."""
+        value = node.meta.get("val")
+        rank = value.dim() if isinstance(value, torch.Tensor) and self.samples else 0
+        return [d for d in range(rank) if self._find((node.name, 0, d)) in self.samples]
+
+    def alias(self, new: fx.Node, old: fx.Node) -> None:
+        """Say that a new node has the dims of an old one."""
+        for d in range(old.meta["val"].dim()):
+            self._union([(old.name, 0, d), (new.name, 0, d)])
+
+    def mixes(self, call: "Described") -> bool:
+        """Whether a call combines, picks or reorders samples, or lays two batches across each other."""
+        if not self.samples or call.factors is None:
+            return bool(self.samples)
+        bound = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
+        tensors = [*zip(call.operands, call.factors.ins, strict=False), (call.node, call.factors.outs[0])]
+        return any(dims[d] in bound for n, dims in tensors for d in self.batch_dims(n)) or len(self.batch_dims(call.node)) > 1
 
     def token_dims(self, node: fx.Node) -> list[int]:
         """The token dims of a node's (first) output."""
@@ -115,8 +135,8 @@ def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
     value = node.meta.get("val")
     if not operands or not isinstance(value, (torch.Tensor, tuple, list)):
         return None
-    if node.target is PRUNE:
-        return Described(node, _SITE, operands)
+    if node.target in _SITES:
+        return Described(node, _SITES[node.target], operands)
     rule = RULES.get(node.target)  # type: ignore[call-overload]
     if rule is None:
         return Described(node, None, operands)

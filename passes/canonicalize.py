@@ -1,12 +1,13 @@
 """captured -> captured: fewer ops, each with a rule.
 
-1. ``clone``, ``detach``, ``alias`` and metadata assertions vanish (the graph is functional);
+1. ``clone``, ``detach``, ``alias``, slices of everything and metadata assertions vanish (the graph is functional);
 2. every reshape-like op is ``reshape`` with fixed sizes and at most one ``-1``: one constant node in an engine;
 3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
 4. equal expressions are computed once.
 """
 
 import operator
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ class Canonicalize(GraphPass):
             _random(node)
             if node.target is aten._assert_tensor_metadata.default:
                 draft.graph.erase_node(node)
-            elif node.target in _SAME:
+            elif node.target in _SAME or _whole(node):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)
@@ -57,6 +58,15 @@ def _random(node: fx.Node) -> None:
             f"{node.target} draws random numbers: masked and gathered runs would differ", where=where_of(node), node=line(node),
             fix="call model.eval(), or replace sampling by its deterministic form",
         )  # fmt: skip
+
+
+def _whole(node: fx.Node) -> bool:
+    """Whether a node is ``x[:]``."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    given = bind(aten.slice.Tensor, node.args, node.kwargs)
+    end = given.get("end")
+    return not given.get("start") and (end is None or end == sys.maxsize) and given.get("step", 1) == 1
 
 
 def _reshape(node: fx.Node) -> None:

@@ -3,23 +3,27 @@
 1. the first ``prune`` of a site becomes ``compact``; the others gather by its index;
 2. an operand on an older set than its factor's is gathered, once per set;
 3. a size argument of a dim on a newer set becomes that set's size; a size used as a *number* stays the full sequence's;
-4. position 0 is always stored, and every pinned prefix with it: a set is never empty.
+4. position 0 is always stored, and every pinned prefix with it: a set is never empty;
+5. ``restore`` becomes ``put``: rows written to the positions they came from;
+6. with a batch, every gather is ``take``: each sample by its own positions. What all samples share gets a batch first.
 """
 
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import fx
 
 from tpcompile.axes import Factors
-from tpcompile.ops import COMPACT, PRUNE
-from tpcompile.passes.axesmap import Described, describe
+from tpcompile.errors import RigidAxis
+from tpcompile.ops import COMPACT, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.passes.axesmap import AxesMap, Described, describe
 from tpcompile.passes.base import GraphPass
-from tpcompile.passes.rules import bind, tensor_nodes
-from tpcompile.program import Program, Site, Stage
+from tpcompile.passes.rules import Held, bind, tensor_nodes
+from tpcompile.program import Program, Site, Stage, where_of
+from tpcompile.text import line
 
 aten = torch.ops.aten
 
@@ -37,6 +41,14 @@ class Compact(GraphPass):
         return _Rewrite(program).run()
 
 
+class _Rows(NamedTuple):
+    """A tensor with the dim that runs over its tokens, and, with a batch, the dim that runs over samples."""
+
+    node: fx.Node
+    dim: int
+    batch: int | None
+
+
 class _Rewrite:
     """One rewrite of one program; holds the gathers made so far.
 
@@ -47,15 +59,16 @@ class _Rewrite:
     def __init__(self, program: Program) -> None:
         self.program, self.draft = program, program.draft()
         self.placements = dict(program.placements)
+        self.axes = AxesMap(program.graph)
         self.graph = self.draft.graph
         self.nodes = {n.name: n for n in self.graph.nodes}
         self.sites = {s.keep: s for s in program.sites}
-        self.flat: dict[tuple[int, int], fx.Node] = {}
+        self.stored: dict[tuple[int, int], fx.Node] = {}
         self.sizes: dict[int, fx.Node] = {}
+        self.index: dict[int, fx.Node] = {}
         self.alive: dict[tuple[str, int], fx.Node] = {}
-        self.made: dict[tuple[str, int, int], fx.Node] = {}
+        self.made: dict[tuple[Any, ...], fx.Node] = {}
         self.done: dict[str, Site] = {}
-        self.first: fx.Node | None = None
 
     def run(self) -> Program:
         for node in list(self.graph.nodes):
@@ -63,6 +76,8 @@ class _Rewrite:
                 continue
             if node.target is PRUNE:
                 self._site(node)
+            elif node.target is RESTORE:
+                self._restore(node)
             elif node.target is aten.sym_size.int:
                 self._number(node)
             else:
@@ -82,13 +97,28 @@ class _Rewrite:
         level = site.tokens.level
         with self.graph.inserting_before(node):
             if keep.name in self.done:
-                rows = self._gather(x, 1, self._level(x, 1), level, node)
+                rows = self._at(x, level, node)
             else:
-                x = self._gather(x, 1, self._level(x, 1), level - 1, node)
-                keep = self._gather(keep, 1, self._level(keep, 1), level - 1, node)
-                rows = self._compact(site, x, keep, node)
+                rows = self._compact(site, self._at(x, level - 1, node), self._at(keep, level - 1, node), node)
+        self._replace(node, rows)
+
+    def _restore(self, node: fx.Node) -> None:
+        x, keep, base = node.args
+        assert isinstance(x, fx.Node)
+        assert isinstance(keep, fx.Node)
+        assert isinstance(base, fx.Node)
+        old, new = self._level(base, 1), max(self._level(x, 1), self._level(keep, 1))
+        with self.graph.inserting_before(node):
+            if new > old:
+                rows = self._new(node, PUT, base, self._at(x, new, node), self._index(old, new, node), self._at(keep, new, node))
+            else:
+                rows = self._new(node, RESTORE, self._at(x, old, node), self._at(keep, old, node), base)
+        self._replace(node, rows)
+
+    def _replace(self, node: fx.Node, rows: fx.Node) -> None:
         if "val" not in rows.meta:  # the readers' rules look at the masked shapes until the whole graph is rewritten
             rows.meta["val"], self.placements[rows.name] = node.meta["val"], self.program.placements[node.name]
+            self.axes.alias(rows, node)
         node.replace_all_uses_with(rows)
         self.graph.erase_node(node)
 
@@ -96,35 +126,32 @@ class _Rewrite:
         level = site.tokens.level
         score = node.args[2] if len(node.args) > 2 else None
         if isinstance(score, fx.Node):
-            score = self._gather(score, 1, self._level(score, 1), level - 1, node)
-        pinned = self._gather(self._prefix(site, keep), 1, 0, level - 1, node)
-        made = self._new(node, COMPACT, x, keep, pinned, score)
+            score = self._at(score, level - 1, node)
+        made = self._new(node, COMPACT, x, keep, self._prefix(site, node), score)
         rows, alive, index = (self._new(node, operator.getitem, made, i) for i in range(3))
-        self.flat[level - 1, level] = self._new(node, aten.select.int, index, 0, 0)
+        self.index[level] = index
+        self.stored[level - 1, level] = index if self.axes.samples else self._new(node, aten.select.int, index, 0, 0)
         self.alive[keep.name, level] = alive
         self.sizes[level] = self._new(node, aten.sym_size.int, index, 1)
         tap = score.name if isinstance(score, fx.Node) else ""
         self.done[site.keep] = replace(site, node=made.name, keep=keep.name, score=tap, index=index.name)
         return rows
 
-    def _prefix(self, site: Site, keep: fx.Node) -> fx.Node:
-        """Bool ``[1, N]`` over the full sequence, true at the pinned positions: made once per width, where the sequence is first seen."""
-        width = max(site.pinned, 1)
-        name = f"prefix{width}"
-        if (name, 0, 0) not in self.made:
-            size = self._full()
-            with self.graph.inserting_after(size):
-                positions = self._new(size, aten.arange.default, size)
-            with self.graph.inserting_after(positions):
-                below = self._new(size, aten.lt.Scalar, positions, width)
-            with self.graph.inserting_after(below):
-                self.made[name, 0, 0] = self._new(size, aten.unsqueeze.default, below, 0)
-        return self.made[name, 0, 0]
+    def _prefix(self, site: Site, node: fx.Node) -> fx.Node:
+        """Bool ``[1, N]`` or ``[B, N]`` over what the site sees, true at the pinned positions: every site before stored them first."""
+        if (level := site.tokens.level) > 1:
+            positions = self._index(level - 2, level - 1, node)
+        else:
+            positions = self._new(node, aten.unsqueeze.default, self._new(node, aten.arange.default, self._full()), 0)
+        return self._new(node, aten.lt.Scalar, positions, max(site.pinned, 1))
 
-    def _full(self) -> fx.Node:
-        """The size of the full sequence, read where a full-length tensor first exists."""
+    def _full(self) -> fx.Node | int:
+        """The size of the full sequence: a number where it is fixed, else read where a full-length tensor first exists."""
         if 0 not in self.sizes:
             source, dim = next((n, d) for n in self.graph.nodes for d in self._full_dims(n))
+            fixed = source.meta["val"].shape[dim]
+            if isinstance(fixed, int):
+                return fixed
             last = source if source.op != "placeholder" else [n for n in self.graph.nodes if n.op == "placeholder"][-1]
             with self.graph.inserting_after(last):
                 self.sizes[0] = self._new(source, aten.sym_size.int, source, dim)
@@ -137,7 +164,9 @@ class _Rewrite:
     def _number(self, node: fx.Node) -> None:
         source, dim = node.args
         if isinstance(source, fx.Node) and self._level(source, int(str(dim))) > 0:
-            node.replace_all_uses_with(self._full())
+            full = self._full()
+            assert isinstance(full, fx.Node)  # a size that is asked for is dynamic
+            node.replace_all_uses_with(full)
 
     def _call(self, node: fx.Node) -> None:
         call = describe(node, tuple(tensor_nodes(node)))
@@ -166,40 +195,91 @@ class _Rewrite:
         return found
 
     def _operand(self, call: Described, index: int, levels: Mapping[str, int]) -> fx.Node:
+        """An operand with each token dim on the set of its factor."""
         node = call.operands[index]
         assert call.factors is not None
+        placement = self.placements.get(node.name)
         for dim, factor in enumerate(call.factors.ins[index]):
-            placement = self.placements.get(call.operands[index].name)
-            if factor is not None and placement is not None and dim in placement.dims:
-                node = self._gather(node, dim, placement.dims[dim], levels[factor], call.node)
+            if factor is not None and placement is not None and placement.dims.get(dim, levels[factor]) < levels[factor]:
+                rows = self._aligned(call, node, dim, call.operands[index])
+                node = self._gather(rows, placement.dims[dim], levels[factor], call.node)
         return node
 
-    def _gather(self, source: fx.Node, dim: int, old: int, new: int, at: fx.Node) -> fx.Node:
-        """The rows of set ``new`` along a dim that runs over set ``old``."""
+    def _aligned(self, call: Described, node: fx.Node, dim: int, source: fx.Node) -> _Rows:
+        """An operand as ``take`` wants it: what all samples share gets a dim of size 1 where the reader has the batch.
+
+        Args:
+            call: the reader.
+            node: the operand, perhaps gathered along another dim before.
+            dim: the dim of ``source`` to gather along.
+            source: the operand as the reader has it.
+        """
+        if not self.axes.samples:
+            return _Rows(node, dim, None)
+        own, there = self.axes.batch_dims(source), self.axes.batch_dims(call.node)
+        if len(own) == 1:
+            return _Rows(node, dim, own[0])
+        rank, out = source.meta["val"].dim(), call.node.meta["val"].dim()
+        broadcasts = call.rule is not None and (call.rule.held is Held.MAP or call.node.target is aten.matmul.default)
+        batch = (there or [0])[0] - (out - rank)
+        broadcasts = broadcasts and (batch < 0 or source.meta["val"].shape[batch] == 1)
+        if own or len(there) != 1 or not broadcasts:
+            raise RigidAxis(
+                f"{call.node.target} reads a table over tokens that all samples share, and each sample needs other rows of it",
+                where=where_of(call.node), node=line(call.node), fix="expand the table to the batch before, or export with batch one",
+            )  # fmt: skip
+        lifted = max(-batch, 0)
+        for _ in range(lifted if node is source else 0):
+            node = self._once(("lift", node.name), call.node, aten.unsqueeze.default, node, 0)
+        return _Rows(node, dim + lifted, batch + lifted)
+
+    def _at(self, source: fx.Node, new: int, at: fx.Node) -> fx.Node:
+        """A site's operand, ``[B, N]`` or ``[B, N, C]``, on a set."""
+        return self._gather(_Rows(source, 1, 0 if self.axes.samples else None), self._level(source, 1), new, at)
+
+    def _gather(self, rows: _Rows, old: int, new: int, at: fx.Node) -> fx.Node:
+        """The rows of set ``new`` of a tensor that runs over set ``old``."""
+        source, dim, batch = rows
         if old >= new:
             return source
         if old == new - 1 and dim == 1 and (source.name, new) in self.alive:
             return self.alive[source.name, new]
-        key = (source.name, dim, new)
+        positions = self._positions(old, new, at)
+        if batch is None:
+            return self._once((source.name, dim, new), at, aten.index_select.default, source, dim, positions)
+        return self._once((source.name, dim, new), at, TAKE, source, positions, batch, dim)
+
+    def _once(self, key: tuple[Any, ...], at: fx.Node, target: Any, *args: Any) -> fx.Node:
         if key not in self.made:
-            self.made[key] = self._new(at, aten.index_select.default, source, dim, self._positions(old, new, at))
+            self.made[key] = self._new(at, target, *args)
         return self.made[key]
 
     def _positions(self, old: int, new: int, at: fx.Node) -> fx.Node:
-        """int64 ``[K]``: where the rows of set ``new`` stand in set ``old``."""
-        if (old, new) not in self.flat:
-            self.flat[old, new] = self._new(
-                at, aten.index_select.default, self._positions(old, new - 1, at), 0, self.flat[new - 1, new]
+        """Where the rows of set ``new`` stand in set ``old``: int64 ``[K]``, or ``[B, K]`` with a batch."""
+        if (old, new) not in self.stored:
+            earlier, last = self._positions(old, new - 1, at), self.stored[new - 1, new]
+            self.stored[old, new] = (
+                self._new(at, TAKE, earlier, last, 0, 1)
+                if self.axes.samples
+                else self._new(at, aten.index_select.default, earlier, 0, last)
             )
-        return self.flat[old, new]
+        return self.stored[old, new]
+
+    def _index(self, old: int, new: int, at: fx.Node) -> fx.Node:
+        """The same as int64 ``[B, K]``."""
+        if new == old + 1:
+            return self.index[new]
+        positions = self._positions(old, new, at)
+        return positions if self.axes.samples else self._new(at, aten.unsqueeze.default, positions, 0)
 
     def _resize(self, node: fx.Node, argument: str) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
         given = bind(node.target, node.args, node.kwargs)
         sizes = list(given[argument])
-        for d, written in enumerate(sizes):
-            if written != -1 and self._level(node, d) > 0:
-                sizes[d] = self.sizes[self._level(node, d)]
+        pruned = [d for d, written in enumerate(sizes) if written != -1 and self._level(node, d) > 0]
+        inferred = node.target is aten.reshape.default and -1 not in sizes and len(pruned) == 1
+        for d in pruned:
+            sizes[d] = -1 if inferred else self.sizes[self._level(node, d)]
         node.args, node.kwargs = tuple({**given, argument: sizes}.values()), {}
 
     def _new(self, like: fx.Node, target: Any, *args: Any) -> fx.Node:

@@ -18,23 +18,30 @@ Polynomial = tuple[tuple[int, tuple[str, ...]], ...]
 
 
 def polynomial(program: Program) -> Polynomial:
-    """FLOPs of every matmul-like op, by the token sets of its factors.
+    """FLOPs per sample of every matmul-like op, by the token sets of its factors.
 
     On a placed program this is the paper's accounting (each op at the tokens alive where it stands); on a compact one the engine's.
     """
     sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
     total: Counter[tuple[str, ...]] = Counter()
+    samples = _samples(program)
     for node in program.graph.nodes:
         call = describe(node, tuple(tensor_nodes(node)))
         if call is None or call.factors is None or call.rule is None or call.rule.held is not Held.ZERO or len(call.operands) < 2:
             continue
-        sizes = _factor_sizes(program, node, call.operands, call.factors, sets)
+        sizes = _factor_sizes(program, node, call.operands, call.factors, sets, samples)
         names = tuple(sorted(s for s in sizes.values() if isinstance(s, str)))
         coefficient = 2
         for s in sizes.values():
             coefficient *= s if isinstance(s, int) else 1
         total[names] += coefficient
-    return tuple((coefficient, names) for names, coefficient in sorted(total.items()))
+    fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
+    return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
+
+
+def _samples(program: Program) -> Size:
+    """The size of the batch: a symbol where it is dynamic."""
+    return size(program.node(program.sites[0].keep).meta["val"].shape[0]) if program.sites else sympy.Integer(1)
 
 
 def _compact_sizes(program: Program) -> Mapping[Size, str]:
@@ -47,7 +54,7 @@ def _compact_sizes(program: Program) -> Mapping[Size, str]:
 
 
 def _factor_sizes(
-    program: Program, node: fx.Node, operands: tuple[fx.Node, ...], factors: Factors, sets: Mapping[Size, str]
+    program: Program, node: fx.Node, operands: tuple[fx.Node, ...], factors: Factors, sets: Mapping[Size, str], samples: Size
 ) -> dict[str, int | str]:
     """Factor -> its size, or the name of the token set it runs over."""
     sizes: dict[str, int | str] = {}
@@ -63,6 +70,8 @@ def _factor_sizes(
             if placement is not None and d in placement.dims:
                 levels[factor] = max(levels.get(factor, 0), placement.dims[d])
             expression = size(value.shape[d])
+            if samples.free_symbols and samples.free_symbols <= expression.free_symbols:
+                expression = sympy.cancel(expression / samples)
             if isinstance(expression, sympy.Integer):
                 sizes.setdefault(factor, int(expression))
             else:

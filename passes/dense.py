@@ -1,6 +1,6 @@
 """captured -> captured: the dense program, every keep constant true.
 
-1. each ``prune`` gives its hidden states back;
+1. each ``prune`` gives its hidden states back, each ``restore`` the rows it was to bring back;
 2. its keep mask reads true everywhere, so that scores and comparisons behind it die.
 
 For batch 1 without padding. A method that knows its dense model (``Pruned.dense``) is the better baseline: it keeps padding masks.
@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from tpcompile.ops import PRUNE
+from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.base import GraphPass
 from tpcompile.program import Program, Stage
 
@@ -37,6 +37,8 @@ class KeepAll(GraphPass):
                 node.replace_all_uses_with(x)
                 draft.graph.erase_node(node)
                 _true(draft.graph, keep)
+            elif node.op == "call_function" and node.target is RESTORE:
+                node.replace_all_uses_with(node.args[0])
         return program.adopt(draft)
 
 

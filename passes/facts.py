@@ -8,6 +8,9 @@ neutral value, and a mask is one only *relative to the living*: dropped keys mus
 A softmax is only meaningful while some key is unmasked. Until that is proved its result is *pending*: ``pending`` holds the class up to
 which keys may all be gone. It is settled where the dropped positions of a query dim hold a known value (dead queries were zeroed: a living
 query is its own unmasked key), or when position 0 is never dropped and never masked.
+
+With a batch, a class is a set of (sample, position) pairs. What is known along a token dim holds for every sample, so an op that mixes
+samples loses it.
 """
 
 from collections.abc import Mapping
@@ -17,10 +20,10 @@ import torch
 from torch import fx
 
 from tpcompile.axes import NEG_INF
-from tpcompile.ops import PRUNE
+from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.rules import Held
-from tpcompile.passes.values import SELECTS, TRUE, UNKNOWN, WITHIN_ONE, ZERO, Value, elementwise, generic, hull_of, known
+from tpcompile.passes.values import SELECTS, TRUE, UNKNOWN, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
 
 LIVE = -1
 """The class of tokens that no site drops."""
@@ -119,9 +122,20 @@ class Facts:
         call = self.axes.calls.get(node.name)
         if call is not None and node.target is PRUNE:
             return self.known[call.operands[0].name]
+        if call is not None and node.target is RESTORE:
+            return self._restored(*(self.known[n.name] for n in call.operands))
         if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
             return self._opaque(node)
-        return _settle(call, self._derive(call))
+        fact = _settle(call, self._derive(call))
+        return replace(fact, held={}, rows=frozenset()) if self.axes.mixes(call) else fact
+
+    def _restored(self, x: Fact, keep: Fact, base: Fact) -> Fact:
+        """Kept tokens hold what ``x`` holds, dropped ones what ``base`` holds; a pending row of ``x`` is a dropped token's."""
+        held = {(1, cls): choose(keep.at(1, cls), x.at(1, cls), base.at(1, cls)) for cls in self.classes}
+        settled = 1 in x.rows and all(keep.at(1, cls) == ZERO for cls in range(1, x.pending + 1))
+        worst = base if settled or base.pending > x.pending else x
+        hard = base.hard or (x.hard and not settled)
+        return Fact(held, hull_of((x.rest, base.rest)), worst.pending, hard, base.rows & x.rows if not settled else base.rows)
 
     def _opaque(self, node: fx.Node) -> Fact:
         """Ops without a rule, with several outputs, or without tensor inputs: what is pending stays pending."""
@@ -175,7 +189,7 @@ class Facts:
         assert call.rule is not None
         values = [f.at(None, LIVE) for f in facts]
         match call.rule.held:
-            case Held.COPY | Held.SAME:
+            case Held.COPY | Held.SAME | Held.PICK:
                 return values[0]
             case Held.MAP:
                 return elementwise(call, values)

@@ -1,7 +1,7 @@
 """captured -> marked: find the sites.
 
 1. each distinct keep mask of a ``tpcompile::prune`` node is one site; nodes that share a mask share the site;
-2. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``;
+2. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``; B is 1, or any number where the batch is ragged;
 3. a program without a site is refused: it is dense.
 """
 
@@ -26,6 +26,7 @@ class Mark(GraphPass):
     name: ClassVar[str] = "mark"
     takes: ClassVar[Stage] = Stage.CAPTURED
     gives: ClassVar[Stage] = Stage.MARKED
+    batch: str = "one"
 
     def run(self, program: Program) -> Program:
         """Return the program with its sites."""
@@ -35,7 +36,7 @@ class Mark(GraphPass):
             if node.op == "call_function" and node.target is PRUNE:
                 x, keep = node.args[:2]
                 score = node.args[2] if len(node.args) > 2 else None
-                _check(node, x, keep)
+                _check(node, x, keep, self.batch)
                 if keep.name in sites:
                     report.append(f"shared: {node.name} at {where_of(node)} prunes by the mask of {sites[keep.name].name}")
                     continue
@@ -55,17 +56,31 @@ class Mark(GraphPass):
         return replace(program, sites=tuple(sites.values()), report=(*program.report, *report))
 
 
-def _check(node: fx.Node, x: Any, keep: Any) -> None:
+def _check(node: fx.Node, x: Any, keep: Any, batch: str) -> None:
     hidden, mask = x.meta["val"], keep.meta["val"]
-    if mask.dim() == 2 and mask.shape[0] != 1:
+    if hidden.dim() != 3 or mask.dim() != 2 or mask.dtype is not torch.bool:
+        dtype = str(mask.dtype).removeprefix("torch.")
         raise MarkError(
-            f"a batch of {mask.shape[0]} samples is pruned, each to a count of its own; batch 1 is what can be compiled",
-            where=where_of(node), node=line(node), fix="export with example inputs of batch 1",
+            f"prune takes hidden states [B, N, C] and a bool mask [B, N]; it got rank {hidden.dim()} and {dtype} rank {mask.dim()}",
+            where=where_of(node), node=line(node), fix="reshape the hidden states to [B, N, C] and pass the keep mask as bool [B, N]",
         )  # fmt: skip
-    if hidden.dim() == 3 and mask.dim() == 2 and mask.dtype is torch.bool:
-        return
-    dtype = str(mask.dtype).removeprefix("torch.")
-    raise MarkError(
-        f"prune takes hidden states [B, N, C] and a bool mask [B, N]; it got rank {hidden.dim()} and {dtype} rank {mask.dim()}",
-        where=where_of(node), node=line(node), fix="reshape the hidden states to [B, N, C] and pass the keep mask as bool [B, N]",
-    )  # fmt: skip
+    message, fix = _policy(hidden.shape[0] == 1, mask.shape[0] == 1, batch)
+    if message:
+        raise MarkError(message, where=where_of(node), node=line(node), fix=fix)
+
+
+def _policy(one: bool, one_mask: bool, batch: str) -> tuple[str, str]:
+    """What is wrong with a batch under a policy, and the way out; empty when nothing is."""
+    if one != one_mask:
+        return "one keep mask prunes a whole batch", "expand the mask to [B, N]: each sample has its own"
+    if batch == "one" and not one:
+        return (
+            "a batch is pruned, each sample to a count of its own, and the batch policy is one",
+            'export with batch="ragged" (--batch ragged), or with example inputs of batch 1',
+        )
+    if batch == "ragged" and one:
+        return (
+            "the batch policy is ragged, and the model was captured with a batch of 1",
+            'make the batch dynamic: dynamic={"input_ids": {0: "batch", ...}} with example inputs of batch 2 or more',
+        )
+    return "", ""

@@ -8,7 +8,9 @@ One fix-point over the axis rules:
 4. each fold over a pruned set must see its neutral value at every dropped token (``facts``), or ``UnmaskedFold``;
 5. each position read on a pruned set is pinned when it counts from the front, or ``RigidAxis``;
 6. each keep mask is contained in the earlier ones, or ``RevivedToken``; an op without a rule on a pruned set is ``UnknownOp``;
-7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``.
+7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``;
+8. ``restore`` runs over the set of its base, and takes no dropped token from its rows, or ``RevivedToken``;
+9. with a batch, nothing that runs over pruned tokens mixes samples, or ``RigidAxis``: each sample has a set of its own.
 """
 
 import operator
@@ -20,7 +22,7 @@ from torch import fx
 
 from tpcompile.axes import NEG_INF, Placement
 from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
-from tpcompile.ops import PRUNE
+from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts
@@ -45,6 +47,11 @@ class Place(GraphPass):
             last = program.node(program.sites[-1].node)
             fix = "prune one sequence per program; export the encoders apart"
             raise _error(TokenMismatch, last, "sites prune two unrelated token axes", fix)
+        if axes.roots & axes.samples:
+            last = program.node(program.sites[-1].node)
+            raise _error(
+                TokenMismatch, last, "one axis is both tokens and samples here", "keep batch and tokens on axes of their own"
+            )
         levels = Levels(program, axes)
         facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
         pins = Proof(program, axes, levels, facts).check()
@@ -106,6 +113,9 @@ class Levels:
         if node.target is PRUNE:
             self._write(node, {1: self._site_level(call)})
             return
+        if node.target is RESTORE:
+            self._write(node, {1: self.get(call.operands[2], 1)})
+            return
         if call.factors is None:
             self._unknown(call)
             return
@@ -144,8 +154,10 @@ class Levels:
 
     def _raise(self, node: fx.Node) -> None:
         call = self.axes.calls.get(node.name)
-        if call is None or call.factors is None or node.target is PRUNE:
+        if call is None or call.factors is None or node.target in (PRUNE, RESTORE):
             return
+        if self.axes.samples and not self.axes.batch_dims(node):
+            return  # what all samples share is gathered where a reader has the batch
         blocked = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
         for dim in self.axes.token_dims(node):
             factor = call.factors.outs[0][dim]
@@ -156,7 +168,7 @@ class Levels:
     def _need(self, user: fx.Node, node: fx.Node, dim: int) -> int:
         """The set a reader takes a token dim on."""
         call = self.axes.calls.get(user.name)
-        if call is None or call.factors is None:
+        if call is None or call.factors is None or user.target is RESTORE:
             return self.get(node, dim)
         if user.target is PRUNE:
             return self.born[call.operands[1].name] - 1
@@ -193,10 +205,12 @@ class Proof:
     def _call(self, call: Described) -> None:
         if call.factors is None:
             return
-        if call.node.target is PRUNE:
-            self._site(call)
+        if call.node.target in (PRUNE, RESTORE):
+            (self._site if call.node.target is PRUNE else self._restore)(call)
             return
         for factor, level in self._pruned(call):
+            if self.axes.mixes(call):
+                self._mixed(call, level)
             if factor in call.factors.rigid:
                 self._rigid(call, level)
             elif factor in call.factors.folds:
@@ -242,6 +256,12 @@ class Proof:
             "compute it before the first site, read position 0, or pool with the keep mask",
         )  # fmt: skip
 
+    def _mixed(self, call: Described, level: int) -> None:
+        raise _error(
+            RigidAxis, call.node, f"{call.node.target} mixes samples of the batch, and each has its own t{level}",
+            "keep the batch on a dim of its own (no view of batch and heads as one), or export with batch one",
+        )  # fmt: skip
+
     def _read(self, call: Described, stop: int, level: int) -> None:
         if stop == 1 and self.facts.first_kept(level):
             return
@@ -260,6 +280,17 @@ class Proof:
                 )  # fmt: skip
         self._settled(keep, call.node, "the decision")
 
+    def _restore(self, call: Described) -> None:
+        x, keep, base = call.operands
+        newest = max(self.levels.get(x, 1), self.levels.get(keep, 1))
+        for cls in range(self.levels.get(base, 1) + 1, newest + 1):
+            if self.facts[keep].at(1, cls) != ZERO:
+                earlier = self.program.sites[cls - 1]
+                raise _error(
+                    RevivedToken, call.node, f"restore may take a token from rows where {earlier.name} ({earlier.where.short}) dropped it",
+                    "pass the keep mask of the last site before it",
+                )  # fmt: skip
+
     def _outputs(self, node: fx.Node) -> None:
         results = node.args[0]
         assert isinstance(results, (tuple, list))
@@ -269,7 +300,7 @@ class Proof:
             if (level := self.levels.highest(result)) > 0:
                 raise _error(
                     RigidAxis, result, f"output {name!r} has one row per token, and t{level} has lost some",
-                    "return a pooled output (mean over the keep mask, or position 0); full-length outputs are not restored yet",
+                    "bring the rows back with ops.restore(x, keep, base), or return a pooled output",
                 )  # fmt: skip
             self._settled(result, result, f"output {name!r}")
 

@@ -147,10 +147,10 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
     if all(v.exact for v in values):
         return _evaluate(call, [v.lo for v in values])
     if target in _WHERES:
-        return _choose(values[0], *_branches(call, values))
+        return choose(values[0], *_branches(call, values))
     if target in _FILLS:
         fill = call.node.args[2]
-        return _choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(fill), values[0])
+        return choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(fill), values[0])
     if target in _ADDS:
         return _sum(call, values)
     if target in _SCALES and (scaled := _scaled(call, values)) is not None:
@@ -214,7 +214,8 @@ def _branches(call: Described, values: Sequence[Value]) -> tuple[Value, Value]:
     return first, second
 
 
-def _choose(condition: Value, yes: Value, no: Value) -> Value:
+def choose(condition: Value, yes: Value, no: Value) -> Value:
+    """What a selection gives: one side where the condition is known, else either."""
     if not condition.exact:
         return hull_of((yes, no))
     return yes if condition.lo else no

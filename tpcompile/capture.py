@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def capture(
             ExportedProgram of one.
         inputs: example tensors by parameter name; dynamic dims need a size of at least 3 here.
         dynamic: per input, dim -> name; dims of one name share a size.
-        ranges: per dim name, least and greatest size; default 2 to 8192.
+        ranges: per dim name, least and greatest size; default 2 to 8192, and from 1 for what stands first, the batch.
 
     Returns:
         A Program at stage captured.
@@ -53,7 +53,7 @@ def capture(
     wrapped = _Named(model, dynamic, names)
     examples = {name: value.clone() for name, value in inputs.items()}  # one tensor given twice would be traced as one input
     try:
-        with tracing(), torch.no_grad():
+        with tracing(), torch.no_grad(), _from_one(shapes):
             exported = torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
     except Exception as error:
         raise CaptureError(
@@ -121,9 +121,19 @@ def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> d
             f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}"
         )
     names = {name for dims in dynamic.values() for name in dims.values()}
-    bounds = {name: ranges.get(name, (2, LONGEST)) for name in names}
+    first = {dims[0] for dims in dynamic.values() if 0 in dims}
+    bounds = {name: ranges.get(name, (1 if name in first else 2, LONGEST)) for name in names}
     known = {name: Dim.DYNAMIC(min=low, max=high) for name, (low, high) in bounds.items()}
     return {name: {d: known[n] for d, n in dynamic.get(name, {}).items()} for name in inputs}
+
+
+@contextmanager
+def _from_one(shapes: Mapping[str, Mapping[int, Any]]) -> Iterator[None]:
+    """Torch takes every dynamic size for 2 or more while it traces, unless told that 1 must do as well: a batch may be one sample."""
+    one = any(dim.min == 1 for dims in shapes.values() for dim in dims.values())
+    settings: Any = torch.fx.experimental._config
+    with settings.patch(backed_size_oblivious=True) if one else nullcontext():
+        yield
 
 
 def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynamic, names: tuple[str, ...] = ()) -> Program:
@@ -164,4 +174,3 @@ def _spec(name: str, value: Tensor, dims: Mapping[int, str]) -> TensorSpec:
     return TensorSpec(
         name, str(value.dtype).removeprefix("torch."), tuple(dims.get(d, int(s)) for d, s in enumerate(value.shape))
     )
-

@@ -7,20 +7,18 @@ never see them.
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
-from onnxscript.onnx_types import BOOL, FLOAT, INT64
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
-from tpcompile.ops import COMPACT, PRUNE
+from tpcompile.onnxops import translations
 from tpcompile.program import Program
 from tpcompile.spec import TensorSpec
 
@@ -53,21 +51,6 @@ class OnnxModel:
         ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
 
 
-def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
-    return op.Identity(x)
-
-
-def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
-    """Batch 1: the stored positions in order; no slot is ever padded, so K may be 1."""
-    flat: Any = op.Constant(value_ints=[-1])
-    index = op.NonZero(op.Reshape(op.Or(keep, pinned), flat))
-    positions = op.Reshape(index, flat)
-    return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
-
-
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {PRUNE: _prune, COMPACT: _compact}
-
-
 def emit(program: Program) -> OnnxModel:
     """Write a program of any stage as ONNX.
 
@@ -84,7 +67,7 @@ def emit(program: Program) -> OnnxModel:
                 opset_version=OPSET,
                 input_names=[spec.name for spec in program.inputs],
                 output_names=[*(f"output.{i}" for i in range(len(program.output_names))), *taps],
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=translations(program),
                 optimize=True,
                 verbose=False,
             )
@@ -95,6 +78,7 @@ def emit(program: Program) -> OnnxModel:
     assert exported is not None
     model = exported.model
     _name_dims(model, program)
+    _fix_reshapes(model)
     outputs = _demote(model, len(program.output_names))
     _name_outputs(model, program.output_names)
     _check(model)
@@ -133,8 +117,39 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
 
 
 def _name_dims(model: ir.Model, program: Program) -> None:
+    """Give dynamic sizes their own names, wherever they show."""
+    names: dict[object, str] = {}
     for value, spec in zip(model.graph.inputs, program.inputs, strict=True):
+        assert value.shape is not None
+        names |= {traced: named for traced, named in zip(value.shape, spec.shape, strict=True) if isinstance(named, str)}
         value.shape = ir.Shape(spec.shape)
+    for value in (v for node in model.graph for v in node.outputs if v.shape is not None):
+        value.shape = ir.Shape([names.get(size, size) for size in value.shape])  # type: ignore[union-attr]  # not None
+
+
+def _fix_reshapes(model: ir.Model) -> None:
+    """Write every reshape with one constant: sizes that stay are 0, one that follows from the others is -1.
+
+    Shapes computed at run time cost a chain of nodes each, and a runtime's shape inference when a new size comes.
+    """
+    for node in list(model.graph):
+        before, after = (node.inputs[0], node.outputs[0]) if node.op_type == "Reshape" else (None, None)
+        if before is None or after is None or before.shape is None or after.shape is None:
+            continue
+        old = [*before.shape, *([None] * len(after.shape))]
+        sizes = [s if isinstance(s, int) else 0 if _same(s, o) else -1 for s, o in zip(after.shape, old, strict=False)]
+        if sizes.count(-1) > 1:
+            continue
+        constant = ir.node("Constant", [], attributes={"value": ir.tensor(sizes, dtype=ir.DataType.INT64)})
+        model.graph.insert_before(node, constant)
+        node.replace_input_with(1, constant.outputs[0])
+        node.attributes.pop("allowzero", None)
+    RemoveUnusedNodesPass()(model)
+
+
+def _same(size: object, other: object) -> bool:
+    """Whether two sizes are one symbol."""
+    return isinstance(size, ir.SymbolicDim) and size.value is not None and size == other
 
 
 def _demote(model: ir.Model, count: int) -> list[ir.Value]:

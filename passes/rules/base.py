@@ -86,6 +86,8 @@ class Held(enum.Enum):
     """Idempotent reduction: a constant row reduces to the constant."""
     FRONT = "front"
     """Joins along a rigid dim: the first operand's position 0 is the result's."""
+    PICK = "pick"
+    """Reads elements of the first operand by an index: anywhere it holds what that operand holds."""
     NONE = "none"
     """Nothing is known of the result."""
 

@@ -82,12 +82,13 @@ register(
     held=Held.COPY,
 )
 register(aten.cat.default, _cat, lambda: [([torch.randn(4, 5, 3), torch.randn(4, 5, 6)], -1)], held=Held.FRONT)
-register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (4, 5)))])
+register(aten.embedding.default, _embedding, lambda: [(torch.randn(7, 3), torch.randint(0, 7, (4, 5)))], held=Held.PICK)
 register(
     aten.gather.default,
     _gather,
     lambda: [(_data(), 2, torch.randint(0, 3, (4, 5, 6))), (_data(), 2, torch.randint(0, 3, (4, 2, 6)))],
+    held=Held.PICK,
 )
-register(aten.index_select.default, _index_select, lambda: [(torch.randn(4, 7, 3), 1, torch.randint(0, 7, (5,)))])
+register(aten.index_select.default, _index_select, lambda: [(torch.randn(4, 7, 3), 1, torch.randint(0, 7, (5,)))], held=Held.PICK)
 register(aten.topk.default, _ordered, lambda: [(torch.randn(4, 5, 6), 2)])
 register(aten.sort.default, _ordered, lambda: [(torch.randn(4, 5, 6),)])

@@ -38,7 +38,7 @@ def test_case_1_one_compact_per_site(toy: Toy, show: Show, agree: Agree) -> None
     assert_expected_inline(
         show(program).partition("compact.default")[2],
         """\
-(%add, %keep, %unsqueeze_default, None)
+(%add, %keep, %lt_scalar, None)
 %getitem: f32[1, t1, 4] = getitem(%compact_default, 0)
 %getitem_1: bool[1, u0] = getitem(%compact_default, 1)
 %getitem_2: i64[1, u0] = getitem(%compact_default, 2)
@@ -70,11 +70,11 @@ def test_case_2_older_sets_are_gathered_at_joins(toy: Toy, show: Show, agree: Ag
         "\n".join(show(program).splitlines()[-10:]),
         """\
 %select_int_1: i64[u1] = aten.select.int(%getitem_5, 0, 0)
-%index_select_default_2: f32[1, u1, 4] = aten.index_select.default(%getitem, 1, %select_int_1)
-%add_11: f32[1, t2, 4] = aten.add.Tensor(%getitem_3, %index_select_default_2)
-%index_select_default_3: i64[u1] = aten.index_select.default(%select_int, 0, %select_int_1)
-%index_select_default_4: f32[1, u1, 4] = aten.index_select.default(%x, 1, %index_select_default_3)
-%add_15: f32[1, t2, 4] = aten.add.Tensor(%add_11, %index_select_default_4)
+%index_select_default_1: f32[1, u1, 4] = aten.index_select.default(%getitem, 1, %select_int_1)
+%add_11: f32[1, t2, 4] = aten.add.Tensor(%getitem_3, %index_select_default_1)
+%index_select_default_2: i64[u1] = aten.index_select.default(%select_int, 0, %select_int_1)
+%index_select_default_3: f32[1, u1, 4] = aten.index_select.default(%x, 1, %index_select_default_2)
+%add_15: f32[1, t2, 4] = aten.add.Tensor(%add_11, %index_select_default_3)
 %unsqueeze: bool[1, t2, 1] = aten.unsqueeze.default(%getitem_4, -1)
 %mul_18: f32[1, t2, 4] = aten.mul.Tensor(%add_15, %unsqueeze)
 %sum_1: f32[1, 4] = aten.sum.dim_IntList(%mul_18, [1])

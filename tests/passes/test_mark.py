@@ -9,7 +9,6 @@ from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.capture import capture
 from tpcompile.errors import MarkError
 from tpcompile.passes import Canonicalize, Mark
 from tpcompile.program import Program
@@ -91,11 +90,3 @@ def test_case_3_a_dense_program_is_refused(toy: Toy) -> None:
 class Pair(nn.Module):
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         return (ops.prune(x, keep) * keep.unsqueeze(-1)).sum(1)
-
-
-def test_a_larger_batch_is_refused() -> None:
-    program = capture(Pair().eval(), {"x": torch.randn(2, 6, 4), "keep": torch.ones(2, 6, dtype=torch.bool)})
-    with pytest.raises(MarkError) as caught:
-        Mark()(program)
-    assert caught.value.message == "a batch of 2 samples is pruned, each to a count of its own; batch 1 is what can be compiled"
-    assert caught.value.fix == "export with example inputs of batch 1"

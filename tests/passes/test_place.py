@@ -1,5 +1,6 @@
 """marked -> placed: the numbered cases of ``passes/place.py``; refusals by their exact text."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -307,9 +308,7 @@ class TokenLevel(nn.Module):
 def test_case_5_a_token_level_output_is_refused(toy: Toy) -> None:
     error = refused(RigidAxis, toy(TokenLevel()))
     assert error.message == "output 'last_hidden_state' has one row per token, and t1 has lost some"
-    assert (
-        error.fix == "return a pooled output (mean over the keep mask, or position 0); full-length outputs are not restored yet"
-    )
+    assert error.fix == "bring the rows back with ops.restore(x, keep, base), or return a pooled output"
 
 
 class Revived(nn.Module):
@@ -448,3 +447,25 @@ def test_what_the_proof_takes_for_granted_is_recorded(toy: Toy, agree: Agree) ->
     program = DEFAULT(toy(AttendFirst()))
     assert program.assumptions == (finite,)
     agree(AttendFirst(), program)
+
+
+class Restored(nn.Module):
+    """Full length again; what was dropped holds its last state, or what an earlier mask would take from the gone."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+
+    def forward(self, x: Tensor, keep: Tensor, more: Tensor) -> Tensor:
+        y = ops.prune(x, keep)
+        last = keep & more
+        y = ops.prune(y * 2, last)
+        return ops.restore(y, last if self.late else keep, x)
+
+
+def test_case_8_restore_takes_no_dropped_row(toy: Toy) -> None:
+    inputs = {"x": torch.randn(1, 6, 4), "keep": torch.ones(1, 6, dtype=torch.bool), "more": torch.ones(1, 6, dtype=torch.bool)}
+    error = refused(RevivedToken, toy(Restored(late=False), **inputs))
+    assert re.fullmatch(r"restore may take a token from rows where site1 \(.*\) dropped it", error.message)
+    assert error.fix == "pass the keep mask of the last site before it"
+    Place()(Mark()(Canonicalize()(toy(Restored(late=True), **inputs))))
