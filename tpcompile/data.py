@@ -1,4 +1,4 @@
-"""Real texts to calibrate, prove and time on: the standard library's docstrings, or a user's file, tokenised.
+"""Real data to calibrate, prove and time on: the standard library's docstrings, or a user's file, tokenised; images in ``pictures.py``.
 
 The docstrings need no network and are real prose of uneven length (design.md 11). They are read with ``ast`` from the sources:
 no module is imported. Their order is that of their sha256, so that any first part is a fair sample, and so is each half.
@@ -20,9 +20,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tpcompile.errors import EnvironmentFault, InputError, UsageError
+from tpcompile.images import CONFIG
+from tpcompile.pictures import load_images
+from tpcompile.samples import Role, Sample, batches, collate
+from tpcompile.spec import Patches
+
+__all__ = [
+    "PARTS",
+    "Sample",
+    "Text",
+    "batches",
+    "collate",
+    "docstrings",
+    "half",
+    "load_data",
+    "open_tokenizer",
+    "pairs",
+    "read_file",
+]
 
 MODULES = """
 abc argparse ast base64 bisect calendar cmd code codecs collections configparser contextlib copy csv dataclasses
@@ -39,8 +56,6 @@ STREAM_TOKENS = (64, 256)
 STREAM_LENGTH = 100
 BODY_CHARACTERS = (240, 1600)
 PARTS = ("all", "calibration", "report", "stream", "pairs", "calibration-pairs")
-
-Role = Literal["", "query", "target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,66 +77,41 @@ class Text:
     role: Role = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One text as an engine takes it.
-
-    Attributes:
-        text: the text.
-        inputs: by name, int64 ``[1, n]``: ``input_ids``, ``attention_mask`` and what else was asked for.
-        spans: for each token, its characters ``(start, end)`` in ``text``; ``(0, 0)`` for special tokens.
-        words: for each token, the number of its word; None for special tokens.
-        pieces: for each token, its entry in the vocabulary.
-        label: class index or None.
-        pair: number of the retrieval pair, or None.
-        role: ``query`` or ``target`` in a pair.
-    """
-
-    text: str
-    inputs: Mapping[str, NDArray[np.int64]]
-    spans: tuple[tuple[int, int], ...] = ()
-    words: tuple[int | None, ...] = ()
-    pieces: tuple[str, ...] = ()
-    label: int | None = None
-    pair: int | None = None
-    role: Role = ""
-
-    @property
-    def length(self) -> int:
-        """Number of tokens, special tokens counted."""
-        return int(next(iter(self.inputs.values())).shape[1])
-
-
 def load_data(
     spec: str | Path | None,
-    tokenizer_dir: Path,
+    folder: Path,
     max_length: int,
     limit: int | None = None,
     *,
     truncate: bool = False,
     names: Sequence[str] = ("input_ids", "attention_mask"),
+    patches: Patches | None = None,
 ) -> list[Sample]:
-    """Read and tokenise texts.
+    """Read and tokenise texts; or images, where the folder has a ``preprocessor_config.json`` and no ``tokenizer.json``.
 
     Args:
         spec: None or ``docstrings`` for all docstrings; ``docstrings:PART`` for one of ``PARTS``: the ``calibration`` half, the
             ``report`` half, the ``stream`` of design.md 10 (100 texts of 64 to 256 tokens, of the report half), retrieval
             ``pairs`` (of the report half; query, target, query, ...) and ``calibration-pairs``. Else a file: ``.txt`` (a text a
-            line), ``.jsonl`` or ``.csv`` (``text`` and maybe ``label``, or ``query`` and ``target``).
-        tokenizer_dir: folder with ``tokenizer.json``.
+            line), ``.jsonl`` or ``.csv`` (``text`` and maybe ``label``, or ``query`` and ``target``). For images see
+            ``tpcompile.pictures.load_images``.
+        folder: the bundle, with ``tokenizer.json`` or ``preprocessor_config.json``.
         max_length: the most tokens the engine takes, special tokens counted.
-        limit: the most texts (or pairs) to return, from the front.
+        limit: the most texts, pairs or images to return, from the front.
         truncate: cut longer texts instead of refusing them. Docstrings that are too long are left out either way.
-        names: inputs to make: ``input_ids``, ``attention_mask``, ``token_type_ids``.
+        names: inputs to make: ``input_ids``, ``attention_mask``, ``token_type_ids``; the one input of an engine for images.
+        patches: what the manifest says of an image's tokens.
 
     Raises:
-        InputError: an empty or too long text, a bad row (with its line), a missing file or tokenizer.
+        InputError: an empty or too long text, a bad row (with its line), a broken image, a missing file or tokenizer.
         UsageError: an unknown part, kind of file or input name, a limit below 1.
         EnvironmentFault: the package ``tokenizers``, or the standard library's sources, are missing.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit on samples is {limit}", fix="give 1 or more")
-    tokenizer = open_tokenizer(tokenizer_dir)
+    if (folder / CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
+        return load_images(spec, folder, limit, names=names, patches=patches)
+    tokenizer = open_tokenizer(folder)
     name, _, part = ("docstrings" if spec is None else str(spec)).partition(":")
     if name == "docstrings":
         return _docstring_samples(part or "all", tokenizer, max_length, limit, names)

@@ -1,9 +1,10 @@
-"""One HTML file that shows a bundle's proof: tokens alive, words kept, parity, latency, hashes. No scripts, nothing from outside.
+"""One HTML file that shows a bundle's proof: tokens alive, what was kept, parity, latency, hashes. No scripts, nothing from outside.
 
 Every string that comes from a model, a text or a manifest is escaped by the template. The charts are computed here as plain
 numbers; the template writes them as inline SVG.
 """
 
+import base64
 import os
 import re
 import tempfile
@@ -15,11 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tpcompile.data import Sample
+from tpcompile import patchview
+from tpcompile.errors import UsageError
 from tpcompile.keptsets import KeptSets
 from tpcompile.latency import Latency, Phase
 from tpcompile.manifest import Manifest
 from tpcompile.parity import Parity
+from tpcompile.samples import Sample
+from tpcompile.spec import Patches
 
 WIDTH, HEIGHT = 640.0, 270.0
 MARGINS = (46.0, 20.0, 26.0, 38.0)
@@ -61,6 +65,46 @@ class WordTrace:
     alive: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """What one site left of an image.
+
+    Attributes:
+        gone: the dropped patches, as an SVG path in units of patches.
+        counts: ``11 of 16 patches, 1 of 1 prefix tokens``.
+    """
+
+    gone: str
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class PatchTrace:
+    """A sample image with the patches every site kept.
+
+    Attributes:
+        name: where it came from.
+        image: the image as the model sees it, a ``data:`` URI.
+        width: of the image.
+        height: of the image.
+        rows: of patches.
+        columns: of patches.
+        tokens: at the input.
+        alive: after each site.
+        panels: per site.
+    """
+
+    name: str
+    image: str
+    width: int
+    height: int
+    rows: int
+    columns: int
+    tokens: int
+    alive: tuple[int, ...]
+    panels: tuple[Panel, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class EngineRun:
     """One bundle with what was measured on it."""
@@ -82,13 +126,13 @@ class ReportData:
     Attributes:
         title: its heading.
         runs: one bundle or more of the same pruned model.
-        traces: sample texts with their kept words.
+        traces: sample texts with their kept words, or sample images with their kept patches.
         notes: sentences for the summary, such as how the thresholds were chosen.
     """
 
     title: str
     runs: tuple[EngineRun, ...]
-    traces: tuple[WordTrace, ...] = ()
+    traces: tuple[WordTrace, ...] | tuple[PatchTrace, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -119,6 +163,28 @@ def trace_words(sample: Sample, kept: KeptSets) -> WordTrace:
     return WordTrace(tuple(words), sample.length, kept.counts)
 
 
+def trace_patches(sample: Sample, kept: KeptSets, patches: Patches) -> PatchTrace:
+    """Lay what every site kept over a sample's picture.
+
+    Args:
+        sample: with its picture.
+        kept: masks bool ``[N]`` per site.
+        patches: which part of the image each token is.
+
+    Raises:
+        UsageError: the sample is no image.
+        IntegrityError: the masks are over another number of tokens.
+    """
+    if sample.picture is None:
+        raise UsageError("the sample is no image", fix="use trace_words for a text")
+    height, width = sample.picture.shape[:2]
+    panels = tuple(Panel(patchview.path(patchview.grid(mask, patches)), patchview.counts(mask, patches)) for mask in kept.masks)
+    image = "data:image/png;base64," + base64.b64encode(patchview.png(sample.picture)).decode("ascii")
+    return PatchTrace(
+        sample.text, image, width, height, patches.rows, patches.columns, patches.tokens, tuple(kept.counts), panels
+    )
+
+
 def render(data: ReportData) -> str:
     """The report as one HTML document."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -130,6 +196,8 @@ def render(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         stages=stages,
+        things=("image", "images") if first.manifest.patches else ("text", "texts"),
+        veil=f"rgb({patchview.SHADE} {patchview.SHADE} {patchview.SHADE} / {patchview.WEIGHT})",
         alive=_alive_chart(first.parity, stages),
         curves={run.name: {name: _curves(phase) for name, phase in _phases(run.latency)} for run in data.runs},
         phases=_phases,

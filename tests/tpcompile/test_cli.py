@@ -99,7 +99,7 @@ def test_version() -> None:
         ("validate out --max-drop lots", "'lots' is neither points (0.5pp) nor a fraction (0.005)"),
         ("validate out --max-drop 5", "did you mean 5pp?"),
         ("bench out --confidence 2", "2.0 is not in the range 0<x<1"),
-        ("run out", "give either --text or --input"),
+        ("run out", "give exactly one of --text, --image and --input"),
         ("explain Nothing", "no error is called 'Nothing'"),
         ("passes show nothing", "no pass is called 'nothing'"),
         ("doctor --target tpu", "unknown target 'tpu'"),

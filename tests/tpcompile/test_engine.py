@@ -111,7 +111,7 @@ def test_engine_and_reference_agree(bundle: Path, engine: Engine, length: int, a
     if attended == 0:
         feeds["attention_mask"][0, -1] = 1
     with open_reference(read(bundle), threads=1) as reference:
-        wanted, truth = reference(**feeds)
+        wanted, (truth,) = reference.kept_each(**feeds)
     outputs, kept = engine.kept(**feeds)
     np.testing.assert_allclose(outputs["logits"], wanted["logits"], atol=1e-5)
     np.testing.assert_array_equal(engine(**feeds)["logits"], outputs["logits"])

@@ -42,15 +42,15 @@ class Model:
     def __init__(self, shift=0.0, wobble=0.0, output="sentence_embedding", threshold=0.5):
         self.shift, self.wobble, self.output, self.threshold = shift, wobble, output, threshold
 
-    def kept(self, **inputs):
+    def kept_each(self, **inputs):
         scores = inputs["input_ids"][0] / 100 + self.wobble
         kept = one_site(scores, self.threshold)
         alive = inputs["input_ids"][0] * kept.masks[0]
         values = [alive.sum() / 100, kept.counts[0] / 10, alive.max() / 100]
-        return {self.output: np.array([values], dtype=np.float32) + np.float32(self.shift)}, kept
+        return {self.output: np.array([values], dtype=np.float32) + np.float32(self.shift)}, (kept,)
 
     def __call__(self, **inputs):
-        return self.kept(**inputs)[0]
+        return self.kept_each(**inputs)[0]
 
 
 def sample(ids, **fields):
@@ -62,7 +62,7 @@ RIGHT = Model()
 
 
 def run(engine, data=DATA, dense=None, **options):
-    return validate(engine, RIGHT.kept, dense, data, **options)
+    return validate(engine, RIGHT.kept_each, dense, data, **options)
 
 
 def test_equal_passes():

@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tpcompile.data import Sample
+from tpcompile.errors import UsageError
 from tpcompile.flops import Saving
 from tpcompile.latency import Latency, Phase
-from tpcompile.manifest import Flops, Manifest, MethodInfo, ModelInfo, SiteInfo, TensorInfo
+from tpcompile.manifest import Flops, Manifest, MethodInfo, ModelInfo, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import Difference, Parity, SampleParity, Task
-from tpcompile.report import EngineRun, ReportData, render, trace_words, write
+from tpcompile.report import EngineRun, ReportData, render, trace_patches, trace_words, write
+from tpcompile.samples import Sample
+from tpcompile.spec import Patches
 from tpcompile.stats import paired_ratio, summarise
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -183,3 +185,72 @@ def test_write_is_whole_or_nothing(tmp_path, monkeypatch):
 
 def test_same_data_same_bytes():
     assert document() == document()
+
+
+# --- images -----------------------------------------------------------------------------------------------------------------
+
+GRID = Patches(1, 2, 2)
+
+
+def picture_trace(name="digits:test[0]", side=8):
+    pixels = np.arange(side * side * 3, dtype=np.uint8).reshape(side, side, 3)
+    sample = Sample(name, {"pixel_values": np.ones((1, 1, side, side), dtype=np.float32)}, tokens=5, picture=pixels)
+    masks = (np.array([True, True, False, True, True]), np.array([True, False, False, False, True]))
+    return trace_patches(sample, Kept(masks, (4, 2)), GRID)
+
+
+def picture_document(*traces):
+    run = EngineRun(manifest(patches=PatchesInfo.of(GRID)), parity(), latency())
+    return render(ReportData("Report", (run,), traces))
+
+
+def test_patches_are_traced():
+    pytest.importorskip("PIL")
+    found = picture_trace()
+    assert (found.tokens, found.alive, found.width, found.height, found.rows, found.columns) == (5, (4, 2), 8, 8, 2, 2)
+    assert [(panel.gone, panel.counts) for panel in found.panels] == [
+        ("M1 0h1v1h-1z", "3 of 4 patches, 1 of 1 prefix tokens"),
+        ("M0 0h2v1h-2zM0 1h1v1h-1z", "1 of 4 patches, 1 of 1 prefix tokens"),
+    ]
+    assert found.image.startswith("data:image/png;base64,iVBOR")
+
+
+def test_kept_patches_are_drawn_over_the_image():
+    pytest.importorskip("PIL")
+    html = picture_document(picture_trace(EVIL), picture_trace(side=64))
+    collector = Collector()
+    collector.feed(html)
+    assert collector.open == []
+    assert "script" not in collector.tags
+    links = [value for _, name, value in collector.attributes if name in {"src", "href", "srcset"}]
+    assert [link[:22] for link in links] == (
+        ["data:image/png;base64,"] + ["#image1"] * 3 + ["data:image/png;base64,"] + ["#image2"] * 3
+    )
+    assert not re.search(r"https?://|url\(|@import", html)
+    assert html.count('class="veil"') == 4
+    assert html.count('class="coarse"') == 3
+    assert '<path class="veil" transform="scale(4.0 4.0)" d="M1 0h1v1h-1z"/>' in html
+    assert 'aria-label="digits:test[0] after layer 1: 3 of 4 patches, 1 of 1 prefix tokens kept"' in html
+    assert "<strong>layer 2</strong> 1 of 4 patches, 1 of 1 prefix tokens" in html
+    assert "img-src data:" in html
+    assert "print-color-adjust: exact" in html
+
+
+def test_a_report_on_images_speaks_of_images():
+    html = picture_document()
+    assert "Measured on 40 real images, proved on 40." in html
+    assert "Images equal" in html
+    assert not re.search(r"\btexts?\b", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL))
+    assert "Patches that were kept" not in html
+
+
+def test_a_report_on_texts_allows_no_images():
+    assert "img-src" not in document()
+    assert "<image" not in document()
+
+
+def test_a_text_has_no_patches():
+    sample = Sample("words", {"input_ids": np.ones((1, 5), dtype=np.int64)})
+    with pytest.raises(UsageError) as caught:
+        trace_patches(sample, Kept((), ()), GRID)
+    assert (caught.value.message, caught.value.fix) == ("the sample is no image", "use trace_words for a text")
