@@ -11,18 +11,20 @@ from tpcompile import bundle as bundles
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend
 from tpcompile.build import compile_subject, fill
-from tpcompile.bundle import Bundle
+from tpcompile.bundle import Bundle, Vector
 from tpcompile.capture import Dynamic, capture
-from tpcompile.data import Sample, load_data
+from tpcompile.data import load_data
 from tpcompile.engine import load, open_reference
 from tpcompile.errors import BackendUnavailable, UsageError
 from tpcompile.flops import Counts
+from tpcompile.images import CONFIG
 from tpcompile.latency import Latency, Slo
 from tpcompile.latency import bench as measure_latency
 from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
-from tpcompile.passes import DEFAULT, Dump
+from tpcompile.passes import Dump, pipeline
 from tpcompile.program import Program
+from tpcompile.samples import Sample, batches, collate
 from tpcompile.subject import subject_of
 
 Progress = Callable[[str, int, int], None]
@@ -32,12 +34,14 @@ Model = nn.Module | ExportedProgram | str | Path
 
 __all__ = ["bench", "export", "load", "lower", "validate"]
 
+MIXED = 8
+"""Samples a batch when a ragged bundle is validated: enough for lengths and counts to differ."""
 STEPS = 9
 """Steps of an export, for progress."""
 
 
 def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
-          method: str | None = None, parameters: Mapping[str, Any] | None = None,
+          method: str | None = None, parameters: Mapping[str, Any] | None = None, checkpoint: str | Path | None = None,
           dump_ir: str | Path | None = None) -> Program:  # fmt: skip
     """Capture a model and run every pass.
 
@@ -45,9 +49,10 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
         model: a pruned module, an ExportedProgram, a ``.pt2`` file, or a model directory with ``method``.
         inputs: example tensors by parameter name; a model directory brings its own.
         dynamic: per input, dim -> name, such as ``{"input_ids": {1: "seq"}}``.
-        batch: ``one``.
+        batch: ``one``, or ``ragged``: any number of samples, each with its own counts, padded to the batch's largest.
         method: pruning method to wrap the model with.
         parameters: of the method.
+        checkpoint: weights for a ``timm/NAME``.
         dump_ir: folder for the text of every stage.
 
     Returns:
@@ -56,16 +61,15 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     Raises:
         TpcompileError: see ``tpcompile.errors``; the pass and the user's line are in the message.
     """
-    _choose("batch", batch, ("one",))
-    subject = subject_of(model, inputs, dynamic, method, parameters)
+    subject = subject_of(model, inputs, dynamic, method, parameters, batch=batch, checkpoint=_path(checkpoint))
     hook = Dump(Path(dump_ir)) if dump_ir else None
-    return DEFAULT(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
+    return pipeline(batch)(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", batch: str = "one", precision: str = "fp32",
-           dense: nn.Module | None = None, force: bool = False, dump_ir: str | Path | None = None,
+           dense: nn.Module | None = None, checkpoint: str | Path | None = None, force: bool = False, dump_ir: str | Path | None = None,
            progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
@@ -80,9 +84,10 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         pooling: of a bare encoder directory: ``auto``, ``mean``, ``cls``.
         lowering: ``auto`` or ``dynamic``.
         form: ``auto`` or ``single``.
-        batch: ``one``.
+        batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
+        checkpoint: weights for a ``timm/NAME``.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -92,21 +97,20 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     """
     _choose("lowering", lowering, ("auto", "dynamic"))
     _choose("form", form, ("auto", "single"))
-    _choose("batch", batch, ("one",))
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
     _demand(backend(target))
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
-        subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense)
+        subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say)
     return bundles.read(out)
 
 
 def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
              rtol: float | None = None, min_agreement: float | None = None, max_drop: float | None = None, truncate: bool = False,
-             progress: Progress | None = None) -> Parity:  # fmt: skip
+             batch: int | None = None, progress: Progress | None = None) -> Parity:  # fmt: skip
     """Compare a bundle's engine with its masked reference, and pruned with dense, on many samples; no user code is needed.
 
     Args:
@@ -118,20 +122,22 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
         min_agreement: least agreement with dense.
         max_drop: largest drop of the task's score, as a share.
         truncate: cut texts that are too long instead of refusing them.
+        batch: samples an inference, padded to the longest; default 1, or 8 for a ragged bundle.
         progress: called per phase.
     """
     found = bundles.read(path)
+    size = _batch(found, batch, MIXED)
     rows = _samples(found, data, samples, "docstrings:pairs", truncate)
     tolerance = atol if atol is not None else found.manifest.tolerance.get("parity", TOLERANCE)
     if progress is not None:
         progress(f"validate {len(rows)} samples", 0, 1)
-    with load(path) as engine, open_reference(found) as reference:
+    with load(path) as engine, open_reference(found) as masked:
         twin = found.dense
         dense = load(twin.path) if twin is not None else None
         try:
             parity = measure_parity(
                 engine,
-                reference,
+                masked.kept_each,
                 dense,
                 rows,
                 tolerance,
@@ -139,6 +145,8 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
                 noise=found.manifest.tolerance.get("noise", NOISE),
                 min_agreement=min_agreement,
                 max_drop=max_drop,
+                batch=size,
+                along=found.manifest.along,
             )
         finally:
             if dense is not None:
@@ -149,7 +157,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 3, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, confidence: float = 0.95,
-          truncate: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
+          truncate: bool = False, batch: int | None = None, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -163,32 +171,54 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         min_speedup: such as 1.3.
         confidence: of the verdict.
         truncate: as for ``validate``.
+        batch: samples an inference, default 1: what is timed is the batch.
         progress: called per phase.
     """
     found = bundles.read(path)
+    size = _batch(found, batch, 1)
     own = str(against) == "dense"
     other = found.dense if own else bundles.read(against)
     if other is None:
         raise UsageError(f"{path} has no dense baseline", fix="pass --against with another bundle")
     rows = _samples(found, data, samples, "docstrings:stream", truncate)
+    groups = [[rows[i] for i in group] for group in batches(rows, size)]
+    stream = [Sample("", collate(group), tokens=max(row.length for row in group)) for group in groups]
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
-        progress(f"time {len(rows)} samples, {repeats + 1} passes", 0, 1)
+        progress(f"time {len(rows)} samples by {size}, {repeats + 1} passes", 0, 1)
     twin = other.path
     latency = measure_latency(
-        lambda: load(path, threads=threads), lambda: load(twin, threads=threads), rows, repeats,
+        lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, slo=gate,
-        flops=found.manifest.flops if own else None, counts=lambda: _counts(path, rows) if own else (),
+        flops=found.manifest.flops if own else None, counts=lambda: counts(path, groups) if own else (),
     )  # fmt: skip
     found.report("bench", latency.to_json())
     return latency
 
 
-def _counts(path: str | Path, rows: Sequence[Sample]) -> list[Counts]:
-    """What the engine keeps of every sample; asked after the timing, so that neither engine has seen a shape before."""
+def counts(path: str | Path, groups: Sequence[Sequence[Sample]]) -> list[Counts]:
+    """What the engine keeps of every sample of every batch; asked after the timing, so that neither engine has seen a shape before."""
+    found = []
     with load(path) as engine:
-        kept = [engine.kept(**row.inputs)[1] for row in rows]
-    return [Counts(row.length, k.counts, k.stored) for row, k in zip(rows, kept, strict=True)]
+        for group in groups:
+            _, kept = engine.kept_each(**collate(group))
+            held = max(row.length for row in group)
+            found += [Counts(row.length, k.counts, k.stored, held) for row, k in zip(group, kept, strict=True)]
+    return found
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _batch(found: Bundle, asked: int | None, default: int) -> int:
+    """Samples an inference."""
+    ragged = found.manifest.batch == "ragged"
+    if asked is not None and asked > 1 and not ragged:
+        raise UsageError(
+            f"{found.path} takes one sample an inference", fix="export with --batch ragged, or leave --batch-size out"
+        )
+    return asked or (default if ragged else 1)
 
 
 def _choose(name: str, value: str, known: Sequence[str]) -> None:
@@ -218,9 +248,22 @@ def _samples(found: Bundle, data: str | Path | None, limit: int | None, default:
     """The data asked for; else real texts that fit, where the bundle can tokenise; else its own test vectors."""
     names = tuple(t.name for t in found.manifest.inputs)
     longest = found.manifest.dims.get("seq", (2, 512))[1]
-    specs: tuple[str | Path, ...] = (default, "docstrings") if (found.path / "tokenizer.json").is_file() else ()
+    patches = found.manifest.patches.spec if found.manifest.patches else None
+    grey = (found.path / CONFIG).is_file() and found.manifest.inputs[0].shape[1:] == (1, 8, 8)
+    texts = (found.path / "tokenizer.json").is_file()
+    specs: tuple[str | Path, ...] = (default, "docstrings") if texts else ("digits:test",) if grey else ()
     for spec in specs if data is None else (data,):
-        rows = load_data(spec, found.path, longest, limit, truncate=truncate, names=names)
+        rows = load_data(spec, found.path, longest, limit, truncate=truncate, names=names, patches=patches)
         if rows or data is not None:
             return rows
-    return [Sample("", dict(v.inputs)) for v in found.vectors()][:limit]
+    return [row for vector in found.vectors() for row in _apart(found, vector)][:limit]
+
+
+def _apart(found: Bundle, vector: Vector) -> list[Sample]:
+    """The samples of one test vector."""
+    tokens = found.manifest.patches.spec.tokens if found.manifest.patches else 0
+    if found.manifest.batch == "one":
+        return [Sample("", dict(vector.inputs), tokens=tokens)]
+    count = len(next(iter(vector.inputs.values())))
+    rows = ({name: value[b : b + 1] for name, value in vector.inputs.items()} for b in range(count))
+    return [Sample("", row, tokens=tokens) for row in rows]

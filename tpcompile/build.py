@@ -22,13 +22,14 @@ from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.engine import compose
 from tpcompile.errors import UsageError
-from tpcompile.manifest import Flops, Manifest, SiteInfo, TensorInfo
+from tpcompile.manifest import Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
-from tpcompile.passes import DEFAULT, Canonicalize, Dump
+from tpcompile.passes import Canonicalize, Dump, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.program import Program, Stage
+from tpcompile.samples import collate
 from tpcompile.subject import Subject
 
 LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
@@ -79,7 +80,7 @@ def compile_subject(
             dump(step, before, after, seconds)
 
     say("prove and compact")
-    compact = DEFAULT(captured, watch)
+    compact = pipeline(subject.batch)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
@@ -118,6 +119,8 @@ def fill(
     for part in (folder, folder / "dense"):
         for asset in subject.assets:
             copyfile(asset, part / asset.name)
+        for name, content in subject.documents.items():
+            (part / name).write_text(content, encoding="utf-8")
     say("test vectors")
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(compiled.placed, folder, subject))
     say("seal")
@@ -138,14 +141,17 @@ def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
         longest = placed.dims.get("seq", (2, 512))[1]
-        given += [s.inputs for s in load_data(None, folder, longest, 4, names=tuple(subject.inputs))]
+        texts = load_data(None, folder, longest, 4, names=tuple(subject.inputs))
+        given += [collate(texts)] if subject.batch == "ragged" else [text.inputs for text in texts]
     rows = []
     for inputs in given:
         trace = placed.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
         taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
         taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
-        kept = compose(taps, len(trace.keep), trace.keep[0].shape[1])
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, kept.masks))
+        samples, length = trace.keep[0].shape
+        each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
+        masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks))
     return rows
 
 
@@ -169,6 +175,9 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
         model=subject.info,
         method=subject.method,
         sites=sites,
+        batch=subject.batch,
+        patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
+        note=subject.note,
         dims=dict(compact.dims),
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
         outputs=tuple(TensorInfo.of(o) for o in compiled.engine.outputs),

@@ -31,7 +31,7 @@ MAX_MANIFEST = 16 * 2**20
 
 @dataclass(frozen=True)
 class Vector:
-    """One test vector: what went in, what came out, and the kept tokens per site (bool ``[N]``, original positions)."""
+    """One test vector: what went in, what came out, and the kept tokens per site (bool ``[B, N]``, original positions)."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]

@@ -90,8 +90,8 @@ def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarr
         _sizes(arrays[name], spec, manifest.dims, sizes)
         _values(name, arrays[name], manifest.ranges.get(name))
     mask = arrays.get("attention_mask")
-    if mask is not None and ATTENDED in manifest.assumptions and not mask.any():
-        raise InputError("attention_mask hides every token", fix="keep at least one token: the export assumed it")
+    if mask is not None and ATTENDED in manifest.assumptions and not mask.any(axis=-1).all():
+        raise InputError("attention_mask hides every token of a sample", fix="keep at least one token: the export assumed it")
     return arrays
 
 
@@ -117,13 +117,14 @@ class _Runner:
             self._sessions[taps] = self._runtime.open(self._folder, taps=taps, threads=self._threads, precision=self._precision)
         return self._sessions[taps]
 
-    def traced(self, feeds: Mapping[str, object], kinds: tuple[str, ...]) -> tuple[dict[str, np.ndarray], Kept]:
-        """Outputs and what each site decided; ``kinds`` are the taps this form of the program has."""
+    def traced(self, feeds: Mapping[str, object], kinds: tuple[str, ...]) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
+        """Outputs and, per sample, what each site decided; ``kinds`` are the taps this form of the program has."""
         sites = self.manifest.sites
         taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in kinds if kind != "score" or site.score)
         values = self.run(feeds, taps)
-        length = values["site0.keep"].shape[1] if sites else 0
-        return self.outputs(values), compose(values, len(sites), length)
+        samples, length = values["site0.keep"].shape if sites else (1, 0)
+        rows = ({name: values[name][b : b + 1] for name in taps} for b in range(samples))
+        return self.outputs(values), tuple(compose(row, len(sites), length) for row in rows)
 
     def outputs(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs the manifest promises, in its order."""
@@ -193,7 +194,18 @@ class Engine(_Closes):
         return self._runner.outputs(self._runner.run(inputs))
 
     def kept(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], Kept]:
-        """Compute, and say which tokens each site kept. A second session, opened at the first call; slower than a plain call.
+        """Compute for one sample, and say which tokens each site kept. A second session, opened at the first call; slower.
+
+        Raises:
+            InputError: an input does not fit, or holds several samples.
+        """
+        outputs, each = self.kept_each(**inputs)
+        if len(each) != 1:
+            raise InputError(f"the inputs hold {len(each)} samples", fix="call engine.kept_each(**inputs)")
+        return outputs, each[0]
+
+    def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
+        """The same for a batch: the outputs, and for each sample which tokens each site kept.
 
         Raises:
             InputError: an input does not fit.
@@ -208,8 +220,8 @@ class ReferenceSession(_Closes):
         self.manifest = bundle.manifest
         self._runner = _Runner(bundle.manifest, backend("onnx"), bundle.reference.parent, threads, "fp32")
 
-    def __call__(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], Kept]:
-        """Outputs and what each site decided, all N rows stored throughout.
+    def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
+        """Outputs and, per sample, what each site decided, all N rows stored throughout.
 
         Raises:
             InputError: an input does not fit.

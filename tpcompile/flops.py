@@ -48,11 +48,13 @@ class Counts:
         tokens: at the input, without padding.
         alive: after each site, tokens that still count.
         stored: after each site, rows that the engine holds (a pinned or spare row is stored though dead).
+        held: rows that the engine holds at the input: with the padding of a batch; None where there is none.
     """
 
     tokens: int
     alive: tuple[int, ...]
     stored: tuple[int, ...]
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +130,12 @@ def _one(flops: Formulas, counts: Counts) -> Saving:
         raise IntegrityError(
             f"the manifest has {len(names)} token sets, the engine {len(counts.alive)} sites", fix="export the bundle again"
         )
-    full = dict.fromkeys(names, counts.tokens)
+    full, held = dict.fromkeys(names, counts.tokens), counts.held or counts.tokens
     alive = dict(zip(names, (counts.tokens, *counts.alive), strict=True))
-    stored = dict(zip(names, (counts.tokens, *counts.stored), strict=True))
+    stored = dict(zip(names, (held, *counts.stored), strict=True))
     return Saving(
         paper_dense=evaluate(flops.paper, full),
         paper_pruned=evaluate(flops.paper, alive),
-        graph_dense=evaluate(flops.dense, full),
+        graph_dense=evaluate(flops.dense, dict.fromkeys(names, held)),
         graph_pruned=evaluate(flops.graph, stored),
     )

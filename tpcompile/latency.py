@@ -174,7 +174,8 @@ def bench(
         slo: target for a percentile of the pruned engine.
         phases: phases that the targets apply to; all of them must hold.
         flops: the pruned bundle's formulas.
-        counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing.
+        counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
+            ``samples`` are batches, one entry per sample in them.
 
     Raises:
         InputError: no samples.
@@ -329,5 +330,5 @@ def _check(
 
 
 def _fit(samples: Sequence[Sample], flops: Formulas | None, counts: Sequence[Counts]) -> None:
-    if flops is not None and flops.tokens and len(counts) != len(samples):
+    if flops is not None and flops.tokens and len(counts) < len(samples):
         raise UsageError(f"{len(counts)} counts for {len(samples)} samples", fix="run engine.kept on every sample")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from tpcompile.spec import TensorSpec
+from tpcompile.spec import Patches, TensorSpec
 
 ATTENDED = "the attention mask keeps at least one token"
 """An assumption the Engine checks on every call, where the manifest lists it."""
@@ -74,6 +74,24 @@ class TensorInfo(_Record):
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
+class PatchesInfo(_Record):
+    """A :class:`~tpcompile.spec.Patches` in JSON."""
+
+    prefix: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=1)]
+    columns: Annotated[int, Field(ge=1)]
+
+    @classmethod
+    def of(cls, patches: Patches) -> "PatchesInfo":
+        """The JSON form of a grid."""
+        return cls(prefix=patches.prefix, rows=patches.rows, columns=patches.columns)
+
+    @property
+    def spec(self) -> Patches:
+        """The grid of this JSON form."""
+        return Patches(self.prefix, self.rows, self.columns)
+
+
 class Flops(_Record):
     """Floating-point operations (a multiply-accumulate is two), as sums of ``coefficient * product(token set sizes)``; see ``flops.py``."""
 
@@ -94,7 +112,9 @@ class Manifest(_Record):
     """``tpcompile.json``. Everything but ``environment`` and ``measured`` is the same for the same input.
 
     Attributes:
+        note: what a reader must know about the weights; empty as a rule.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
+        patches: which part of the image each token is; None where the tokens are no patches.
         dims: dynamic dim name -> smallest and largest size.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
@@ -104,6 +124,7 @@ class Manifest(_Record):
     target: Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")]
     role: Literal["pruned", "dense"]
     model: ModelInfo
+    note: str = ""
     method: MethodInfo | None = None
     sites: tuple[SiteInfo, ...] = ()
     lowering: str = "dynamic"
@@ -114,6 +135,7 @@ class Manifest(_Record):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     ranges: dict[str, tuple[int, int]] = {}
+    patches: PatchesInfo | None = None
     precision: str = "fp32"
     pipeline: str = ""
     assumptions: tuple[str, ...] = ()
@@ -125,9 +147,18 @@ class Manifest(_Record):
     measured: dict[str, JsonValue] = {}
 
     @property
+    def along(self) -> dict[str, int]:
+        """Output name -> the dim that runs over an input's tokens, for outputs with a row per token."""
+        lengths = {size for tensor in self.inputs for size in tensor.shape[1:] if isinstance(size, str)}
+        return {tensor.name: d for tensor in self.outputs for d, size in enumerate(tensor.shape) if d and size in lengths}
+
+    @property
     def identity(self) -> str:
-        """sha256 of the canonical JSON of everything that does not depend on when and where."""
-        document = self.model_dump(mode="json", exclude={"environment", "measured"})
+        """sha256 of the canonical JSON of everything that does not depend on when and where.
+
+        What is at its default is left out: a later version of tpcompile that knows more fields finds the same.
+        """
+        document = self.model_dump(mode="json", exclude={"environment", "measured"}, exclude_defaults=True)
         return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 

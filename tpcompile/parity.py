@@ -7,17 +7,17 @@ Nothing raises here because a gate failed: the verdict and its exit code are in 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tpcompile.agreement import Task, cosine, measure
-from tpcompile.data import Sample
 from tpcompile.errors import AccuracyError, Inconclusive, InputError, ParityError, UsageError
 from tpcompile.keptsets import Flip, KeptSets, compare_kept
+from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.stats import as_json
 
 TOLERANCE = 1e-5
@@ -36,9 +36,9 @@ class Runs(Protocol):
 
 
 class Tells(Protocol):
-    """A reference: inputs by name to outputs by name and the kept sets behind them."""
+    """A reference: inputs by name to outputs by name and, for each sample of the batch, the kept sets behind them."""
 
-    def __call__(self, **inputs: NDArray[Any]) -> tuple[Mapping[str, NDArray[Any]], KeptSets]:
+    def __call__(self, **inputs: NDArray[Any]) -> tuple[Mapping[str, NDArray[Any]], Sequence[KeptSets]]:
         """Compute and tell."""
         ...
 
@@ -47,7 +47,7 @@ class RunsAndTells(Runs, Protocol):
     """An engine that runs plainly, and on request also tells what it kept."""
 
     @property
-    def kept(self) -> Tells:
+    def kept_each(self) -> Tells:
         """The slower call that also tells."""
         ...
 
@@ -162,6 +162,8 @@ def validate(
     thresholds: Sequence[float] | None = None,
     min_agreement: float | None = None,
     max_drop: float | None = None,
+    batch: int = 1,
+    along: Mapping[str, int] | None = None,
 ) -> Parity:
     """Run every sample through engine, reference and dense, and judge.
 
@@ -176,6 +178,8 @@ def validate(
         thresholds: the score each site compares with, where the method has fixed ones.
         min_agreement: least share of cases in which dense and pruned agree.
         max_drop: largest drop of accuracy or recall, as a share (0.005 is half a point).
+        batch: samples an inference; more than one are padded to the longest, and every sample is judged by itself.
+        along: output name -> the dim that runs over tokens: what belongs to padding is not compared.
 
     Raises:
         InputError: no samples.
@@ -184,12 +188,10 @@ def validate(
     _check(dense, samples, min(tolerance, rtol or tolerance), noise, min_agreement, max_drop)
     relative = 1.0 if rtol is None else rtol / tolerance
     records, ours, theirs, seen_noise, tap_gap = [], [], [], 0.0, 0.0
-    for index, sample in enumerate(samples):
-        plain = engine(**sample.inputs)
-        tapped, kept = engine.kept(**sample.inputs)
-        expected, truth = reference(**sample.inputs)
-        flips, heard = compare_kept(kept, truth, sample.length, thresholds)
-        full = dense(**sample.inputs) if dense is not None else {}
+    groups = ([samples[i] for i in group] for group in batches(samples, batch))
+    for index, (sample, run) in enumerate(run for group in groups for run in _runs(engine, reference, dense, group, along or {})):
+        plain, tapped, kept, expected, truth, full = run
+        flips, heard = compare_kept(kept, truth, len(truth.scores[0]) if truth.scores else sample.length, thresholds)
         outputs = compare_outputs(plain, expected, relative)
         verdict, reason = _judge(outputs, flips, tolerance, noise)
         to_dense = {
@@ -219,6 +221,28 @@ def validate(
         worst=worst.index,
         worst_inputs={name: value.tolist() for name, value in samples[worst.index].inputs.items()},
     )
+
+
+class _Run(NamedTuple):
+    """What one sample gave: the engine without and with taps, the reference, and the dense model."""
+
+    plain: Mapping[str, NDArray[Any]]
+    tapped: Mapping[str, NDArray[Any]]
+    kept: KeptSets
+    expected: Mapping[str, NDArray[Any]]
+    truth: KeptSets
+    full: Mapping[str, NDArray[Any]]
+
+
+def _runs(
+    engine: RunsAndTells, reference: Tells, dense: Runs | None, group: Sequence[Sample], along: Mapping[str, int]
+) -> Iterator[tuple[Sample, _Run]]:
+    """Run one batch through everything, and take it apart by sample."""
+    feeds = collate(group)
+    (tapped, kept), (expected, truth) = engine.kept_each(**feeds), reference(**feeds)
+    full = dense(**feeds) if dense is not None else {}
+    each = [split(outputs, group, along) for outputs in (engine(**feeds), tapped, expected, full)]
+    yield from zip(group, map(_Run, each[0], each[1], kept, each[2], truth, each[3]), strict=True)
 
 
 def compare_outputs(

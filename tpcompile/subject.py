@@ -13,10 +13,11 @@ from tpcompile import models
 from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
 from tpcompile.manifest import MethodInfo, ModelInfo
-from tpcompile.models.checkpoint import digest, read_json
+from tpcompile.models.checkpoint import digest
+from tpcompile.spec import Patches
 
-EXAMPLE_LENGTH = 16
-"""Tokens in the example input of a model directory: the length is dynamic, so any small one serves."""
+LARGEST_BATCH = 512
+"""Greatest size of a ragged batch."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Subject:
         info: for the manifest.
         method: for the manifest.
         assets: files to carry along.
+        documents: name -> content of files to write beside them.
+        patches: which part of an image each token is; None for text and for modules.
+        note: what a reader of a report must know about the weights.
+        batch: ``one``, or ``ragged``: any number of samples, each keeping its own count.
     """
 
     model: nn.Module | ExportedProgram
@@ -44,6 +49,10 @@ class Subject:
     method: MethodInfo | None = None
     values: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     assets: tuple[Path, ...] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
+    patches: Patches | None = None
+    note: str = ""
+    batch: str = "one"
 
 
 def subject_of(
@@ -54,17 +63,36 @@ def subject_of(
     parameters: Mapping[str, Any] | None,
     pooling: str = "auto",
     dense: nn.Module | None = None,
+    batch: str = "one",
+    checkpoint: Path | None = None,
 ) -> Subject:
-    """Bring a module, an ExportedProgram, a ``.pt2`` file or a model directory to one form.
+    """Bring a module, an ExportedProgram, a ``.pt2`` file, or a source that `tpcompile.models.load` takes, to one form.
+
+    Args:
+        model: what is to be compiled.
+        inputs: example tensors by name, for a module or a traced program.
+        dynamic: input -> dim -> name, for a module; its batch is the caller's to declare.
+        method: pruning method for a dense model.
+        parameters: the method's.
+        pooling: see `tpcompile.models.load`.
+        dense: the unpruned twin of a module.
+        batch: ``one``, or ``ragged``: the first dim of every input of a loaded source is dynamic and named ``batch``.
+        checkpoint: see `tpcompile.models.load`.
 
     Raises:
         UsageError: arguments that do not belong together.
         ModelError: unusable files, or weights that are not finite.
     """
+    if batch not in ("one", "ragged"):
+        raise UsageError(f"unknown batch policy {batch!r}", fix="use one or ragged")
     if isinstance(model, (str, Path)) and Path(model).suffix == ".pt2":
         model = _read_pt2(Path(model))
     if isinstance(model, (str, Path)):
-        return _from_directory(model, method, dict(parameters or {}), pooling)
+        return _from_source(
+            model, models.load(model, pooling=pooling, checkpoint=checkpoint), method, dict(parameters or {}), batch
+        )
+    if checkpoint is not None:
+        raise UsageError("a module has weights of its own: a checkpoint has no place", fix="leave the checkpoint out")
     if method is not None and isinstance(model, nn.Module):
         model = models.prune(model, method, **dict(parameters or {}))
     elif method is not None:
@@ -75,42 +103,42 @@ def subject_of(
         raise UsageError("a module needs example inputs", fix="pass inputs={'input_ids': tensor, ...}")
     twin = dense if dense is not None else model.dense if isinstance(model, models.Pruned) else None
     method_info = MethodInfo(name=model.method, parameters=model.method_parameters) if isinstance(model, models.Pruned) else None
-    return Subject(model, twin, dict(inputs), dynamic or {}, {}, _info(model), method_info)
+    return Subject(model, twin, dict(inputs), dynamic or {}, {}, _info(model), method_info, batch=batch)
 
 
-def _from_directory(source: str | Path, method: str | None, parameters: dict[str, Any], pooling: str) -> Subject:
-    loaded = models.load(source, pooling=pooling)
+def _from_source(
+    source: str | Path, loaded: models.Source, method: str | None, parameters: dict[str, Any], batch: str
+) -> Subject:
     name = method or (loaded.imported[0] if loaded.imported else None)
     if name is None:
         raise UsageError(f"{source} is a dense model", fix=f"say how to prune it: --method {'|'.join(models.METHODS)}")
     pruned = models.prune(loaded.model, name, **loaded.parameters(name, parameters))
-    vocabulary = _vocabulary(loaded.model)
-    ids = (torch.arange(EXAMPLE_LENGTH) * 7 + 3) % vocabulary
-    inputs = {"input_ids": ids.unsqueeze(0), "attention_mask": torch.ones(1, EXAMPLE_LENGTH, dtype=torch.int64)}
-    info = ModelInfo(id=_name(Path(source)), family=loaded.family, architecture=loaded.architecture, sha256=loaded.weights_sha256)
+    ragged = batch == "ragged"
     return Subject(
         model=pruned,
         dense=loaded.model,
-        inputs=inputs,
-        dynamic={name: {1: "seq"} for name in inputs},
-        ranges={"seq": (2, loaded.max_length)},
-        info=info,
+        inputs=_two(loaded.example) if ragged else dict(loaded.example),
+        dynamic={one: {**({0: "batch"} if ragged else {}), **loaded.dynamic.get(one, {})} for one in loaded.example},
+        ranges={**loaded.ranges, **({"batch": (1, LARGEST_BATCH)} if ragged else {})},
+        info=ModelInfo(id=loaded.name, family=loaded.family, architecture=loaded.architecture, sha256=loaded.weights_sha256),
         method=MethodInfo(name=pruned.method, parameters=pruned.method_parameters),
-        values={"input_ids": (0, vocabulary - 1), "attention_mask": (0, 1)},
+        values=loaded.values,
         assets=loaded.assets,
+        documents=loaded.documents,
+        patches=loaded.patches,
+        note=loaded.note,
+        batch=batch,
     )
 
 
-def _name(folder: Path) -> str:
-    """What the config calls the model, else the folder's name."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    stated = config.get("_name_or_path")
-    return stated if isinstance(stated, str) and stated and not Path(stated).is_absolute() else folder.resolve().name
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Rows of the word embedding: the first table the model owns."""
-    return max(m.num_embeddings for n, m in model.named_modules() if isinstance(m, nn.Embedding) and "word" in n)
+def _two(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Two samples from one: the second one's values in reverse, and the last quarter of its attention mask 0."""
+    second = {name: value.flip(-1) for name, value in example.items()}
+    if "attention_mask" in second:
+        mask = second["attention_mask"].clone()
+        mask[:, mask.shape[1] * 3 // 4 :] = 0
+        second["attention_mask"] = mask
+    return {name: torch.cat([value, second[name]]) for name, value in example.items()}
 
 
 def _info(model: nn.Module | ExportedProgram) -> ModelInfo:

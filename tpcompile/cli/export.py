@@ -29,13 +29,17 @@ def parameter(text: str) -> tuple[str, Any]:
 EXAMPLES = """\b
 Examples:
   tpcompile export onnx -m minilm/ --method ltp --param thresholds='[0, 0.002, 0.004]' -o out
-  tpcompile export openvino -m minilm/ --recipe recipe.yaml --dtype bf16 -o out
+  tpcompile export openvino -m minilm/ --recipe recipe.yaml --dtype bf16 --batch ragged -o out
+  tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
 """
+
+BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
 @click.command(cls=Verb, epilog=EXAMPLES)
 @click.argument("target", metavar="onnx|openvino")
-@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory: config, safetensors, tokenizer.")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, or timm/NAME.")
+@click.option("--checkpoint", metavar="F", type=click.Path(path_type=Path), help="Weights for timm/NAME: a .safetensors file.")
 @click.option("--method", metavar="M", help="The pruning method, such as ltp.")
 @click.option(
     "--param", "params", multiple=True, type=parameter, metavar="NAME=JSON", help="A parameter of the method; may be repeated."
@@ -44,7 +48,7 @@ Examples:
 @click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls.")
 @click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
 @click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
-@click.option("--batch", type=click.Choice(["one"]), default="one", show_default=True, help="Batch policy.")
+@click.option("--batch", type=click.Choice(["one", "ragged"]), default="one", show_default=True, help=BATCH)
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -72,6 +76,8 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
     size = sum(entry.size for entry in manifest.files.values())
     document = {"bundle": str(bundle.path), "target": manifest.target, "identity": manifest.identity, "bytes": size}
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
+    if manifest.note:
+        settings.say(f"note: {manifest.note}")
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 DIR = click.Path(path_type=Path)
-DATA = "Texts: a .txt, .jsonl or .csv file, or docstrings[:PART] of the standard library."
+BATCH = "Samples an inference, padded to the longest. Default: 1, or 8 where the bundle takes batches and validates."
+DATA = "Texts: a .txt, .jsonl or .csv file, or docstrings[:PART]. Images: a file, a folder, or digits[:PART]."
 
 
 class Judgement(Protocol):
@@ -64,6 +65,7 @@ def _data_options(command: Decorated) -> Decorated:
     metavar="X",
     help="Relative tolerance of engine against masked reference.",
 )
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), help=BATCH)
 @click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of samples on which pruned and dense must agree.")
 @click.option("--max-drop", type=share, metavar="0.5pp", help="Most the task score may fall from dense to pruned, such as 0.5pp.")
 @click.pass_obj
@@ -83,6 +85,7 @@ def validate(settings: Settings, /, bundle: Path, **options: Any) -> None:
 @click.argument("bundle", metavar="DIR", type=DIR)
 @click.option("--against", default="dense", show_default=True, metavar="dense|DIR2", help="The engine to compare with.")
 @_data_options
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), help=BATCH)
 @click.option("--repeats", type=click.IntRange(min=2), default=3, show_default=True, help="Warm passes over the data.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine.")
 @click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms'.")
@@ -143,11 +146,12 @@ def _replay(found: "Bundle") -> int:
     fix = "compare the versions in tpcompile.json with `tpcompile doctor`; export again on this machine"
     with engine.load(found.path) as runner:
         for number, vector in enumerate(vectors):
-            outputs, kept = runner.kept(**vector.inputs)
+            outputs, kept = runner.kept_each(**vector.inputs)
             for name, difference in parity.compare_outputs(outputs, vector.outputs).items():
                 if not difference.required <= tolerance:
                     message = f"vector {number}: {name} is off by {difference.required:.2e}, allowed is {tolerance:.2e}"
                     raise ParityError(message, fix=fix)
-            if vector.kept and not all(map(np.array_equal, kept.masks, vector.kept)):
+            masks = [np.stack(rows) for rows in zip(*(one.masks for one in kept), strict=True)]
+            if vector.kept and not all(map(np.array_equal, masks, vector.kept)):
                 raise ParityError(f"vector {number}: other tokens are kept", fix=fix)
     return len(vectors)
