@@ -43,6 +43,20 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
         weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    return _sound(weights)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All weights of one safetensors file, floating ones as float32.
+
+    Raises:
+        ModelError: a corrupt or truncated file, a NaN or infinite weight.
+    """
+    return _sound(_read_safetensors(path))
+
+
+def _sound(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with floating ones as float32; a NaN or infinite one is refused."""
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             bad = int((~torch.isfinite(weight)).sum())

@@ -1,4 +1,4 @@
-"""transformers, imported late and kept quiet; and its models, built without a download and without code from a checkpoint."""
+"""transformers and timm, imported late; and the models of transformers, built without a download and without a checkpoint's code."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +24,19 @@ def transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise EnvironmentFault("the package transformers cannot be imported", fix="pip install 'tpcompile[hf]'") from error
+
+
+def timm() -> Any:
+    """The timm package.
+
+    Raises:
+        EnvironmentFault: not installed.
+    """
+    ensure_torchvision()
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise EnvironmentFault("the package timm cannot be imported", fix="pip install 'tpcompile[timm]'") from error
 
 
 @contextmanager
@@ -78,12 +91,12 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], base: str, optional: t
     missing = [name for name in expected if name not in named and not name.startswith(optional or (" ",))]
     if missing:
         raise ModelError(
-            f"weights are missing for {_list(missing)}", fix="save the whole model again, with the head its config.json names"
+            f"weights are missing for {listed(missing)}", fix="save the whole model again, with the head its config.json names"
         )
     homeless = [name for name in named if name not in expected and _is_backbone(name, base)]
     if homeless:
         raise ModelError(
-            f"weights without a place in {type(model).__name__}: {_list(homeless)}",
+            f"weights without a place in {type(model).__name__}: {listed(homeless)}",
             fix="the checkpoint is of another architecture than its config.json says",
         )
     for name, weight in named.items():
@@ -111,6 +124,6 @@ def _is_backbone(name: str, base: str) -> bool:
     return bare.startswith(("embeddings", "encoder.", "transformer.")) and not bare.endswith(("position_ids", "token_type_ids"))
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """The first three names, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

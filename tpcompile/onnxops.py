@@ -30,26 +30,22 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
 
 def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Each sample's stored positions first, in order, then its dropped ones; cut at the batch's largest count."""
-    one, zero = op.Constant(value_ints=[1]), op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
     last: Any = op.Constant(value_int=1)
     stored = op.Cast(op.Or(keep, pinned), to=INTEGER)
     counts = op.ReduceSum(stored, one, keepdims=1)
     front = op.CumSum(stored, last) - one
     back = counts + op.CumSum(one - stored, last) - one
     rank = op.Where(op.Cast(stored, to=BOOLEAN), front, back)
-    own = op.CumSum(op.Expand(one, op.Shape(rank)), last) - one
-    order = op.ScatterElements(rank, rank, own, axis=1)
-    index = op.Slice(order, zero, op.ReduceMax(counts, keepdims=0, noop_with_empty_axes=0) * one, one)
-    rows = op.GatherND(x, _as_rows(index), batch_dims=1)
-    return rows, op.GatherElements(keep, index, axis=1), index
+    _, index = op.TopK(rank, op.ReduceMax(counts, keepdims=0, noop_with_empty_axes=0) * one, axis=1, largest=0, sorted=1)
+    return _rows(x, index), op.GatherElements(keep, index, axis=1), index
 
 
 def _take(x: FLOAT, index: INT64, batch: int, dim: int) -> FLOAT:
-    """Whole rows by GatherND where samples come first; else elements, the positions spread over the other dims."""
+    """Whole rows where samples come first; else elements, the positions spread over the other dims."""
     shape: Any = x.shape  # an IR value while tracing
-    if (batch, dim) == (0, 1) and shape[0] != 1:
-        rows: FLOAT = op.GatherND(x, _as_rows(index), batch_dims=1)
-        return rows
+    if (batch, dim) == (0, 1) and shape[0] != 1 and all(isinstance(size, int) for size in shape[2:]):
+        return _rows(x, index)
     others = [d for d in range(len(shape)) if d not in (batch, dim)]
     index = op.Transpose(index, perm=[1, 0]) if batch > dim else index
     spread = op.Unsqueeze(index, op.Constant(value_ints=others)) if others else index
@@ -65,9 +61,16 @@ def _sizes(rank: int, sizes: Any, dim: int) -> Any:
     return y
 
 
-def _as_rows(index: INT64) -> Any:
-    """``[B, K]`` as GatherND wants it: ``[B, K, 1]``."""
-    return op.Unsqueeze(index, op.Constant(value_ints=[-1]))
+def _rows(x: FLOAT, index: INT64) -> FLOAT:
+    """Rows ``[B, K, ...]`` of ``[B, N, ...]`` by one Gather from all samples' rows laid end to end."""
+    shape: Any = x.shape
+    samples = op.Shape(x, start=0, end=1)
+    tokens = op.Shape(x, start=1, end=2)
+    last = op.Constant(value_int=0)
+    first = (op.CumSum(op.Expand(op.Constant(value_ints=[1]), samples), last) - op.Constant(value_ints=[1])) * tokens
+    flat = op.Reshape(x, op.Constant(value_ints=[-1, *shape[2:]]))
+    rows: FLOAT = op.Gather(flat, index + op.Unsqueeze(first, op.Constant(value_ints=[1])), axis=0)
+    return rows
 
 
 def _restore(x: FLOAT, keep: BOOL, base: FLOAT) -> FLOAT:
@@ -78,9 +81,8 @@ def _restore(x: FLOAT, keep: BOOL, base: FLOAT) -> FLOAT:
 def _put(base: FLOAT, rows: FLOAT, index: INT64, keep: BOOL) -> FLOAT:
     """Stored rows that are not kept are written back as ``base`` has them."""
     last = op.Constant(value_ints=[-1])
-    held = op.GatherND(base, _as_rows(index), batch_dims=1)
-    new = op.Where(op.Unsqueeze(keep, last), rows, held)
-    wide = op.Expand(_as_rows(index), op.Shape(new))
+    new = op.Where(op.Unsqueeze(keep, last), rows, _rows(base, index))
+    wide = op.Expand(op.Unsqueeze(index, last), op.Shape(new))
     y: FLOAT = op.ScatterElements(base, wide, new, axis=1)
     return y
 

@@ -4,6 +4,8 @@ Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length
 data-dependent op of the IR; ``take`` gathers at a join, each sample by its own positions; ``put`` is what ``restore`` becomes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,13 @@ def prune(x: Tensor, keep: Tensor, score: Tensor | None = None) -> Tensor:
 @prune.register_fake
 def _(x: Tensor, keep: Tensor, score: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
+
+
+def _straight(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad, None, None
+
+
+prune.register_autograd(_straight)  # the identity: a marked model trains as it did
 
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())

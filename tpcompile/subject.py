@@ -14,6 +14,7 @@ from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
 from tpcompile.manifest import MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
+from tpcompile.models.families.vit import VitParts
 from tpcompile.spec import Patches
 
 LARGEST_BATCH = 512
@@ -35,7 +36,7 @@ class Subject:
         method: for the manifest.
         assets: files to carry along.
         documents: name -> content of files to write beside them.
-        patches: which part of an image each token is; None for text and for modules.
+        patches: which part of an image each token is; None for text and for a module of the caller's own.
         note: what a reader of a report must know about the weights.
         batch: ``one``, or ``ragged``: any number of samples, each keeping its own count.
     """
@@ -103,7 +104,13 @@ def subject_of(
         raise UsageError("a module needs example inputs", fix="pass inputs={'input_ids': tensor, ...}")
     twin = dense if dense is not None else model.dense if isinstance(model, models.Pruned) else None
     method_info = MethodInfo(name=model.method, parameters=model.method_parameters) if isinstance(model, models.Pruned) else None
-    return Subject(model, twin, dict(inputs), dynamic or {}, {}, _info(model), method_info, batch=batch)
+    patches = _patches(model) if isinstance(model, models.Pruned) else None
+    return Subject(model, twin, dict(inputs), dynamic or {}, {}, _info(model), method_info, patches=patches, batch=batch)
+
+
+def _patches(model: models.Pruned) -> Patches | None:
+    """Which part of an image each token of a pruned vision model is."""
+    return Patches(model.parts.prefix, *model.parts.grid) if isinstance(model.parts, VitParts) else None
 
 
 def _from_source(

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from torch import nn
 
 from tpcompile.errors import ModelError
-from tpcompile.models.families import bert
-from tpcompile.models.families.base import Block, Parts
-from tpcompile.models.families.dense import Dense, Pooling, SentenceEncoder, alive_tokens
+from tpcompile.models.families import bert, vit
+from tpcompile.models.families.base import Block, Parts, bind
+from tpcompile.models.families.dense import Dense, Pooling, SentenceEncoder, TokenEncoder
 
-FAMILIES: dict[str, Callable[[nn.Module], Parts | None]] = {"bert": bert.parts}
+FAMILIES: dict[str, Callable[[nn.Module], Parts | None]] = {"bert": bert.parts, "vit": vit.parts}
 """Name -> function that names a model's parts, or returns None for a model of another family."""
 
 
 def architectures() -> tuple[str, ...]:
-    """Every model type a family knows, such as ``bert`` and ``distilbert``."""
+    """Every model type of transformers that a family knows, such as ``bert`` and ``distilbert``."""
     return tuple(row.name for row in bert.ARCHITECTURES)
 
 
@@ -30,8 +30,9 @@ def find(model: nn.Module) -> Parts:
             return parts
     raise ModelError(
         f"no family names the parts of {type(model).__module__}.{type(model).__qualname__}",
-        fix=f"pass one of {', '.join(architectures())} as transformers builds it; docs/add-a-method.md says how to add a family",
+        fix=f"pass one of {', '.join(architectures())} as transformers builds it, or a VisionTransformer as timm builds it; "
+        "docs/add-a-method.md says how to add a family",
     )
 
 
-__all__ = ["FAMILIES", "Block", "Dense", "Parts", "Pooling", "SentenceEncoder", "alive_tokens", "architectures", "find"]
+__all__ = ["FAMILIES", "Block", "Dense", "Parts", "Pooling", "SentenceEncoder", "TokenEncoder", "architectures", "bind", "find"]

@@ -5,34 +5,17 @@ table. A model is recognised by the library module that defines its parts, never
 computes something else (a pre-LayerNorm block, rotary positions, a module the user replaced) must not be taken for BERT.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
 
 from tpcompile.errors import ModelError, UsageError
-from tpcompile.models.families.dense import Dense, SentenceEncoder, call
-
-
-def _classify_pooled(model: Any, encoder: Any, x: Tensor) -> Tensor:
-    """BERT: pooler of the first token, then a linear classifier. ``[B, N, C] -> [B, L]``."""
-    logits: Tensor = model.classifier(encoder.pooler(x))
-    return logits
-
-
-def _classify_tokens(model: Any, encoder: Any, x: Tensor) -> Tensor:
-    """RoBERTa, ELECTRA: a classification head that takes the first token itself. ``[B, N, C] -> [B, L]``."""
-    logits: Tensor = model.classifier(x)
-    return logits
-
-
-def _classify_first(model: Any, encoder: Any, x: Tensor) -> Tensor:
-    """DistilBERT: first token, linear, ReLU, linear. ``[B, N, C] -> [B, L]``."""
-    logits: Tensor = model.classifier(nn.functional.relu(model.pre_classifier(x[:, 0])))
-    return logits
+from tpcompile.models.families import heads
+from tpcompile.models.families.dense import Dense, SentenceEncoder, alive_tokens, call
+from tpcompile.models.families.heads import Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +64,20 @@ class Architecture:
     token_types: bool = True
     offset_positions: bool = False
 
+    @property
+    def heads_by_class(self) -> dict[str, Head]:
+        """Class of a model with a head -> that head."""
+        stem = self.encoder.removesuffix("Model")
+        return {
+            self.classifier: heads.classifier(self.logits),
+            f"{stem}ForTokenClassification": heads.TOKENS,
+            f"{stem}ForQuestionAnswering": heads.SPANS,
+        }
+
 
 _HOME = "transformers.models"
 _BERT = Architecture(
-    "bert", f"{_HOME}.bert.modeling_bert", "BertModel", "BertForSequenceClassification", "bert", _classify_pooled
+    "bert", f"{_HOME}.bert.modeling_bert", "BertModel", "BertForSequenceClassification", "bert", heads.classify_pooled
 )
 _ROBERTA = Architecture(
     "roberta",
@@ -92,7 +85,7 @@ _ROBERTA = Architecture(
     "RobertaModel",
     "RobertaForSequenceClassification",
     "roberta",
-    _classify_tokens,
+    heads.classify_all,
     offset_positions=True,
 )
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -118,7 +111,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "ElectraModel",
         "ElectraForSequenceClassification",
         "electra",
-        _classify_tokens,
+        heads.classify_all,
     ),
     Architecture(
         "distilbert",
@@ -126,7 +119,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "DistilBertModel",
         "DistilBertForSequenceClassification",
         "distilbert",
-        _classify_first,
+        heads.classify_first,
         layers="transformer.layer",
         attention="attention",
         heads="n_heads",
@@ -190,6 +183,7 @@ class BertParts:
     encoder: Any
     blocks: tuple[BertBlock, ...]
     outputs: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    token_level: bool = False
 
     @property
     def family(self) -> str:
@@ -197,18 +191,41 @@ class BertParts:
         return "bert"
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """``input_ids``, ``attention_mask``, and ``token_type_ids`` where the architecture has them."""
+        return ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.names.token_types else 2]
+
+    @property
+    def prefix(self) -> int:
+        """The first token is CLS."""
+        return 1
+
+    @property
+    def cls(self) -> bool:
+        """The first token is CLS."""
+        return True
+
+    @property
     def max_length(self) -> int:
         """Longest sequence the position table holds."""
         table: int = self.encoder.embeddings.position_embeddings.num_embeddings
         return table - (self.encoder.embeddings.padding_idx + 1 if self.names.offset_positions else 0)
 
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """``input_ids: int64 [B, N] -> [B, N, C]``. The mask is not read: positions count ids, whatever the mask says."""
-        kwargs = call(input_ids, None, token_type_ids, self.names.token_types)
-        del kwargs["attention_mask"]
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the word embedding."""
+        rows: int = self.encoder.embeddings.word_embeddings.num_embeddings
+        return rows
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Ids, mask and types, int64 ``[B, N]``, to ``x: [B, N, C]`` and ``alive: bool [B, N]``, the attention mask."""
+        input_ids = inputs["input_ids"]
+        kwargs = call(input_ids, None, inputs.get("token_type_ids"), self.names.token_types)
+        del kwargs["attention_mask"]  # positions count ids, whatever the mask says
         x: Tensor = self.encoder.embeddings(**kwargs)
         # ELECTRA has the projection only where the embedding is narrower than the model.
-        return self.encoder.embeddings_project(x) if hasattr(self.encoder, "embeddings_project") else x
+        x = self.encoder.embeddings_project(x) if hasattr(self.encoder, "embeddings_project") else x
+        return x, alive_tokens(input_ids, inputs.get("attention_mask"))
 
     def head(self, x: Tensor, alive: Tensor) -> dict[str, Tensor]:
         """``x: [B, N, C]``, ``alive: bool [B, N]`` to the outputs by name."""
@@ -222,7 +239,7 @@ def parts(model: nn.Module) -> BertParts | None:
         model: a library model, a `Dense` around one, or a `SentenceEncoder`.
 
     Raises:
-        ModelError: a known library module, but a decoder, a part the user replaced, or a head that has no sentence-level output.
+        ModelError: a known library module, but a decoder, a part the user replaced, or a head tpcompile does not know.
         UsageError: a bare encoder without pooler and without pooling.
     """
     inner: Any = model.model if isinstance(model, Dense) else model
@@ -232,11 +249,11 @@ def parts(model: nn.Module) -> BertParts | None:
     if names is None:
         return None
     architecture = type(inner).__name__
-    encoder = getattr(inner, names.base) if architecture == names.classifier else inner
+    encoder = getattr(inner, names.base) if architecture in names.heads_by_class else inner
     if type(encoder).__name__ != names.encoder:
         raise ModelError(
-            f"{architecture} has no sentence-level head that tpcompile knows",
-            fix=f"pass {names.classifier}, or SentenceEncoder({names.encoder}) with a pooling",
+            f"{architecture} has no head that tpcompile knows",
+            fix=f"pass {', '.join(names.heads_by_class)}, or SentenceEncoder({names.encoder}) with a pooling",
         )
     if getattr(encoder.config, "is_decoder", False):
         raise ModelError(
@@ -245,25 +262,26 @@ def parts(model: nn.Module) -> BertParts | None:
     blocks = tuple(_block(layer, names, f"{names.layers}.{i}") for i, layer in enumerate(attrgetter(names.layers)(encoder)))
     if isinstance(model, SentenceEncoder):
         return BertParts(names, architecture, model, encoder, blocks, model.pooling)
-    output, outputs = _head(inner, encoder, names)
-    dense = model if isinstance(model, Dense) else Dense(inner, output, names.token_types)
-    return BertParts(names, architecture, dense, encoder, blocks, outputs)
+    bare_tokens = isinstance(model, Dense) and model.outputs == heads.HIDDEN.outputs
+    head = heads.HIDDEN if bare_tokens else _head(inner, encoder, names)
+    dense = model if isinstance(model, Dense) else Dense(inner, head.outputs, names.token_types)
+
+    def outputs(x: Tensor, alive: Tensor) -> dict[str, Tensor]:
+        return dict(zip(head.outputs, head.compute(inner, encoder, x), strict=True))
+
+    return BertParts(names, architecture, dense, encoder, blocks, outputs, head.token_level)
 
 
-def _head(model: Any, encoder: Any, names: Architecture) -> tuple[str, Callable[[Tensor, Tensor], dict[str, Tensor]]]:
-    """The output's name, and hidden states to outputs, of a classifier or of a bare encoder with a pooler."""
+def _head(model: Any, encoder: Any, names: Architecture) -> Head:
+    """The head of a model that has one, or the pooler of a bare encoder."""
     if model is not encoder:
-        return "logits", partial(_named, "logits", partial(names.logits, model, encoder))
+        return names.heads_by_class[type(model).__name__]
     if getattr(encoder, "pooler", None) is None:
         raise UsageError(
             f"{names.encoder} without a pooler has no sentence-level output",
-            fix='wrap it: tpcompile.models.SentenceEncoder(model, pooling="mean")',
+            fix='wrap it: tpcompile.models.SentenceEncoder(model, pooling="mean"), or TokenEncoder(model) for a vector per token',
         )
-    return "pooler_output", partial(_named, "pooler_output", encoder.pooler)
-
-
-def _named(name: str, head: Callable[[Tensor], Tensor], x: Tensor, alive: Tensor) -> dict[str, Tensor]:
-    return {name: head(x)}
+    return heads.POOLED
 
 
 def _block(layer: nn.Module, names: Architecture, path: str) -> BertBlock:

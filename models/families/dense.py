@@ -1,4 +1,4 @@
-"""Dense models with one calling convention: ``(input_ids, attention_mask=None, token_type_ids=None) -> dict[str, Tensor]``."""
+"""Dense text models with one calling convention: ``(input_ids, attention_mask=None, token_type_ids=None) -> dict[str, Tensor]``."""
 
 from typing import Any, ClassVar
 
@@ -25,18 +25,18 @@ def alive_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 class Dense(nn.Module):
-    """A library model as it is; its output object becomes a dict with one entry.
+    """A library model as it is; its output object becomes a dict.
 
     Attributes:
         model: the library's module.
-        output: name of its output, ``logits`` or ``pooler_output``.
+        outputs: names of the outputs to return, such as ``logits`` or ``pooler_output``.
         token_types: the model takes ``token_type_ids``.
     """
 
-    def __init__(self, model: nn.Module, output: str, token_types: bool) -> None:
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...], token_types: bool) -> None:
         super().__init__()
         self.model = model
-        self.output = output
+        self.outputs = outputs
         self.token_types = token_types
         self.train(model.training)
 
@@ -45,7 +45,19 @@ class Dense(nn.Module):
     ) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask``, ``token_type_ids``: int64 ``[B, N]``."""
         result = self.model(**call(input_ids, attention_mask, token_type_ids, self.token_types))
-        return {self.output: getattr(result, self.output)}
+        return {name: getattr(result, name) for name in self.outputs}
+
+
+class TokenEncoder(Dense):
+    """A bare encoder of the library whose output is a vector per token, ``{"last_hidden_state": [B, N, C]}``."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__(encoder, ("last_hidden_state",), has_token_types(encoder))
+
+
+def has_token_types(encoder: nn.Module) -> bool:
+    """Whether an encoder of the library takes ``token_type_ids``."""
+    return hasattr(getattr(encoder, "embeddings", None), "token_type_embeddings")
 
 
 class Pooling(nn.Module):
@@ -83,7 +95,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pooling = Pooling(pooling, normalize)
-        self.token_types = hasattr(getattr(encoder, "embeddings", None), "token_type_embeddings")
+        self.token_types = has_token_types(encoder)
         self.train(encoder.training)
 
     def forward(

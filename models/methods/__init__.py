@@ -4,15 +4,16 @@ import difflib
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from tpcompile.errors import UsageError
 from tpcompile.models.families import find
-from tpcompile.models.methods.base import Method, Pruned, Step, Trace
+from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
+from tpcompile.models.methods.cls_attention import ClsAttention
 from tpcompile.models.methods.ltp import Ltp
 
-METHODS: dict[str, type[Method]] = {Ltp.name: Ltp}
+METHODS: dict[str, type[Method]] = {Ltp.name: Ltp, ClsAttention.name: ClsAttention}
 """Name -> method."""
 
 
@@ -33,7 +34,7 @@ def prune(model: nn.Module, method: str = "ltp", **parameters: Any) -> Pruned:
     The model's own modules are used and shared, not copied.
 
     Args:
-        model: a transformers encoder or sequence classifier of a known family, or a `SentenceEncoder`; float32 and in eval mode.
+        model: a transformers or timm model of a known family, a `SentenceEncoder` or a `TokenEncoder`; float32 and in eval mode.
         method: name in `METHODS`.
         **parameters: the method's own; see its ``Parameters``.
 
@@ -55,7 +56,7 @@ def prune(model: nn.Module, method: str = "ltp", **parameters: Any) -> Pruned:
     return Pruned(parts, chosen(parts, checked), checked)
 
 
-def validate(chosen: type[Method], parameters: dict[str, Any]) -> BaseModel:
+def validate(chosen: type[Method], parameters: dict[str, Any]) -> Parameters:
     """Check a method's parameters.
 
     Raises:

@@ -1,20 +1,31 @@
 """`Method`: what a pruning method must bring, and `Pruned`: a dense model with a method between its parts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from inspect import Parameter, Signature
+from types import MethodType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from tpcompile.models.families import Parts, alive_tokens
+from tpcompile import ops
+from tpcompile.models.families import Parts, bind
 
 
 class Parameters(BaseModel):
-    """Base of every method's parameters: unknown names are refused, values are JSON-able."""
+    """Base of every method's parameters: unknown names are refused, values are JSON-able.
+
+    Attributes:
+        fill: what stands for a dropped token in outputs with one row per token: ``last``: its hidden state when it was dropped,
+            ``zero``: zeros. No other output reads it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fill: Literal["last", "zero"] = "last"
 
 
 class Step(NamedTuple):
@@ -24,11 +35,13 @@ class Step(NamedTuple):
         x: hidden states ``[B, N, C]``, dropped rows included.
         alive: bool ``[B, N]``, the tokens that live on.
         score: ``[B, N]`` the decision came from; None where the block decides nothing.
+        base: ``[B, N, C]``, the hidden states that went into ``ops.prune``; None where the block decides nothing.
     """
 
     x: Tensor
     alive: Tensor
-    score: Tensor | None
+    score: Tensor | None = None
+    base: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -41,7 +54,7 @@ class Method(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    Parameters: ClassVar[type[BaseModel]]
+    Parameters: ClassVar[type[Parameters]]
 
     steps: nn.ModuleList
 
@@ -51,8 +64,37 @@ class Method(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the blocks: ``x: [B, N, C]``, ``alive: bool [B, N]`` to the same after the last one."""
+    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
+        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
+
+
+def restored(steps: Sequence[Step], fill: str) -> Tensor:
+    """The last block's hidden states with every dropped token brought back, the last site's first.
+
+    Args:
+        steps: of all blocks.
+        fill: see `Parameters`.
+
+    Returns:
+        ``[B, N, C]``.
+    """
+    y = steps[-1].x
+    for step in reversed(steps):
+        if step.base is not None:
+            y = ops.restore(y, step.alive, step.base if fill == "last" else torch.zeros_like(step.base))
+    return y
+
+
+def _named_after(inputs: Sequence[str]) -> Callable[..., dict[str, Tensor]]:
+    """`Pruned.forward` with the inputs as its signature: torch.export matches dynamic shapes with parameters by name."""
+
+    def forward(self: Pruned, *given: Tensor | None, **named: Tensor | None) -> dict[str, Tensor]:
+        return Pruned.forward(self, *given, **named)
+
+    own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    rest = (own.replace(name=name, default=None if i else Parameter.empty) for i, name in enumerate(inputs))
+    forward.__signature__ = Signature([own, *rest])  # type: ignore[attr-defined]  # functions take any attribute
+    return forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +106,14 @@ class Trace:
         kept: per block, bool ``[B, N]``: alive after it.
         scores: per block, float32 ``[B, N]``; None where the block decides nothing.
         hidden: the embedding output, then per block its hidden states, ``[B, N, C]``.
+        bases: per block, the hidden states at its decision, ``[B, N, C]``; None where the block decides nothing.
     """
 
     outputs: dict[str, Tensor]
     kept: tuple[Tensor, ...]
     scores: tuple[Tensor | None, ...]
     hidden: tuple[Tensor, ...]
+    bases: tuple[Tensor | None, ...]
 
 
 class Pruned(nn.Module):
@@ -82,9 +126,10 @@ class Pruned(nn.Module):
         method_parameters: its parameters, JSON-able.
         family: name of the family that named the parts.
         parts: those parts.
+        fill: what stands for a dropped token in outputs with one row per token; see `Parameters`.
     """
 
-    def __init__(self, parts: Parts, body: Method, parameters: BaseModel) -> None:
+    def __init__(self, parts: Parts, body: Method, parameters: Parameters) -> None:
         super().__init__()
         self.dense = parts.dense
         self.body = body
@@ -92,37 +137,36 @@ class Pruned(nn.Module):
         self.method_parameters: dict[str, Any] = parameters.model_dump(mode="json")
         self.family = parts.family
         self.parts = parts
+        self.fill = parameters.fill
+        self.__dict__["forward"] = MethodType(_named_after(parts.inputs), self)
         self.eval()
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``token_type_ids``: int64 ``[B, N]`` to the dense model's outputs by name."""
-        x = self.parts.embed(input_ids, token_type_ids, attention_mask)
-        x, alive = self.body(x, alive_tokens(input_ids, attention_mask))
-        return self.parts.head(x, alive)
+    def forward(self, *given: Tensor | None, **named: Tensor | None) -> dict[str, Tensor]:
+        """The dense model's inputs (``parts.inputs``), by position or by name, to its outputs by name.
+
+        Raises:
+            InputError: an input that the model does not take, or its first one missing.
+        """
+        x, entry = self.parts.embed(bind(self.parts.inputs, given, named))
+        steps: tuple[Step, ...] = self.body(x, entry)
+        if self.parts.token_level:
+            return self.parts.head(restored(steps, self.fill), entry)
+        return self.parts.head(steps[-1].x, steps[-1].alive)
 
     @torch.no_grad()
-    def trace(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Trace:
-        """Run once and return what every block decided. For tests and reports; ``forward`` itself records nothing.
-
-        Args:
-            input_ids: int64 ``[B, N]``.
-            attention_mask: int64 ``[B, N]``, 0 for padding.
-            token_type_ids: int64 ``[B, N]``.
-        """
-        inputs: list[Tensor] = []
-        steps: list[Step] = []
-        hooks = [self.body.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))]
-        hooks += [step.register_forward_hook(lambda _, args, result: steps.append(result)) for step in self.body.steps]
+    def trace(self, *given: Tensor | None, **named: Tensor | None) -> Trace:
+        """Run once, as ``forward``, and return what every block decided. For tests and reports; ``forward`` records nothing."""
+        seen: list[tuple[Tensor, tuple[Step, ...]]] = []
+        hook = self.body.register_forward_hook(lambda _, args, steps: seen.append((args[0], steps)))
         try:
-            outputs = self(input_ids, attention_mask, token_type_ids)
+            outputs = self(*given, **named)
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
+        embedded, steps = seen[0]
         return Trace(
             outputs=outputs,
             kept=tuple(step.alive for step in steps),
             scores=tuple(step.score for step in steps),
-            hidden=(inputs[0], *(step.x for step in steps)),
+            hidden=(embedded, *(step.x for step in steps)),
+            bases=tuple(step.base for step in steps),
         )

@@ -1,4 +1,4 @@
-"""Tiny random models of the BERT family, built by the library itself."""
+"""Tiny random models of both families, built by the libraries themselves."""
 
 import importlib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile.models.families.bert import ARCHITECTURES
-from tpcompile.models.library import transformers
+from tpcompile.models.library import timm, transformers
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -21,6 +21,15 @@ SIZES: dict[str, Any] = {
     "num_labels": 3,
     "attn_implementation": "eager",
 }
+VIT_SIZES: dict[str, Any] = {
+    "img_size": (16, 12),
+    "patch_size": 4,
+    "num_classes": 5,
+    "embed_dim": 24,
+    "depth": 3,
+    "num_heads": 3,
+    "mlp_ratio": 2,
+}
 EXTRA: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "distilbert": {"dim": 24, "hidden_dim": 40, "n_layers": 3, "n_heads": 3},
@@ -29,12 +38,16 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
-    """``tiny(name, head=False)``: a small random library model in eval mode, with weights large enough to matter."""
+    """``tiny(name, head=False)``: a small random library model in eval mode, with weights large enough to matter.
 
-    def make(name: str, head: bool = False, **config: Any) -> nn.Module:
+    ``head``: True for the sequence classifier, or the end of a class name, such as ``ForTokenClassification``.
+    """
+
+    def make(name: str, head: bool | str = False, **config: Any) -> nn.Module:
         transformers()
         row = next(row for row in ARCHITECTURES if row.name == name)
-        model_class = getattr(importlib.import_module(row.home), row.classifier if head else row.encoder)
+        ending = head if isinstance(head, str) else "ForSequenceClassification" if head else "Model"
+        model_class = getattr(importlib.import_module(row.home), row.encoder.removesuffix("Model") + ending)
         torch.manual_seed(7)
         model: nn.Module = model_class(model_class.config_class(**(SIZES | EXTRA.get(name, {}) | config)))
         for parameter_name, parameter in model.named_parameters():
@@ -43,6 +56,31 @@ def tiny() -> Callable[..., nn.Module]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def tiny_vit() -> Callable[..., nn.Module]:
+    """``tiny_vit(distilled=False, **options)``: a small random timm model in eval mode; 4 x 3 patches, 3 blocks, 3 heads."""
+
+    def make(distilled: bool = False, **options: Any) -> nn.Module:
+        timm()
+        from timm.models.deit import VisionTransformerDistilled
+        from timm.models.vision_transformer import VisionTransformer
+
+        torch.manual_seed(7)
+        model: nn.Module = (VisionTransformerDistilled if distilled else VisionTransformer)(**(VIT_SIZES | options))
+        for name, parameter in model.named_parameters():
+            if not name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
+                nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Two random images ``[2, 3, 16, 12]`` for ``tiny_vit``."""
+    return torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture

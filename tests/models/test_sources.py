@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tpcompile import models
 from tpcompile.errors import ModelError, UsageError
+from tpcompile.subject import subject_of
 
 Tiny = Callable[..., Any]
 Padded = tuple[Tensor, Tensor]
@@ -53,6 +54,58 @@ def test_classifier(name: str, tmp_path: Path, tiny: Tiny, padded: Padded) -> No
     torch.testing.assert_close(source.model(*padded)["logits"], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("name", ["bert", "camembert", "distilbert"])
+@torch.no_grad()
+def test_heads_with_a_row_per_token(name: str, head: str, tmp_path: Path, tiny: Tiny, padded: Padded) -> None:
+    model = tiny(name, head=head, num_labels=2)
+    source = models.load(_save(model, tmp_path))
+    assert source.architecture == type(model).__name__
+    expected = model(input_ids=padded[0], attention_mask=padded[1])
+    got = source.model(*padded)
+    assert list(got) == (["logits"] if "Token" in head else ["start_logits", "end_logits"])
+    torch.testing.assert_close(got, {key: expected[key] for key in got}, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["tokens", "none"])
+@torch.no_grad()
+def test_no_pooling_gives_a_vector_per_token(pooling: str, tmp_path: Path, tiny: Tiny, padded: Padded) -> None:
+    encoder = tiny("bert")
+    source = models.load(_save(encoder, tmp_path), pooling=pooling)
+    expected = encoder(input_ids=padded[0], attention_mask=padded[1]).last_hidden_state
+    torch.testing.assert_close(source.model(*padded), {"last_hidden_state": expected}, rtol=0, atol=1e-5)
+    assert not [name for name in source.model.state_dict() if "pooler" in name]
+
+
+def test_what_an_export_must_know(folder: Path) -> None:
+    source = models.load(folder)
+    assert {name: tuple(value.shape) for name, value in source.example.items()} == {
+        "input_ids": (1, 16),
+        "attention_mask": (1, 16),
+    }
+    assert source.dynamic == {"input_ids": {1: "seq"}, "attention_mask": {1: "seq"}}
+    assert source.ranges == {"seq": (2, 40)}
+    assert source.values == {"input_ids": (0, 59), "attention_mask": (0, 1)}
+    assert (source.patches, source.documents, source.note) == (None, {}, "")
+
+
+@pytest.mark.parametrize("batch", ["one", "ragged"])
+def test_a_subject_of_text(batch: str, folder: Path) -> None:
+    subject = subject_of(folder, None, None, "ltp", {"thresholds": [0.05] * 3}, batch=batch)
+    ids, mask = subject.inputs["input_ids"], subject.inputs["attention_mask"]
+    if batch == "one":
+        assert (ids.shape, mask.shape) == ((1, 16), (1, 16))
+        assert subject.dynamic == {"input_ids": {1: "seq"}, "attention_mask": {1: "seq"}}
+        assert subject.ranges == {"seq": (2, 40)}
+        return
+    assert (ids.shape, mask.shape) == ((2, 16), (2, 16))
+    assert not torch.equal(ids[0], ids[1])
+    assert mask.sum(1).tolist() == [16, 12]
+    assert mask[1, :12].all()
+    assert subject.dynamic == {name: {0: "batch", 1: "seq"} for name in ("input_ids", "attention_mask")}
+    assert subject.ranges == {"seq": (2, 40), "batch": (1, 512)}
+
+
 @torch.no_grad()
 def test_what_save_pretrained_writes_is_read(tmp_path: Path, tiny: Tiny, padded: Padded) -> None:
     model = tiny("distilbert", head=True)
@@ -87,7 +140,7 @@ def test_sentence_transformers_directory(pooling: dict[str, Any], tmp_path: Path
     _sentence(_save(encoder, tmp_path), "Transformer", "Pooling", "Normalize", **pooling)
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 16}', encoding="utf-8")
     source = models.load(tmp_path)
-    assert source.max_length == 16
+    assert source.ranges == {"seq": (2, 16)}
     expected = models.SentenceEncoder(encoder, "mean", normalize=True)(*padded)
     torch.testing.assert_close(source.model(*padded), expected, rtol=0, atol=1e-6)
 
@@ -180,7 +233,7 @@ def test_file_and_unknown_pooling_are_usage_errors(folder: Path) -> None:
         ({"architectures": 5}, "is not a list of class names"),
         ({"model_type": "gpt2"}, "no family knows model_type 'gpt2'"),
         ({"auto_map": {"AutoModel": "mine.Model"}}, "never run"),
-        ({"architectures": ["BertForTokenClassification"]}, "BertForTokenClassification has no sentence-level output"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM has no head that tpcompile knows"),
         ({"num_attention_heads": 5}, "does not describe a BertForSequenceClassification"),
         ({"intermediate_size": 41}, r"has shape \[40\], config.json asks for \[41\]"),
         ({"num_hidden_layers": 4}, r"weights are missing for bert.encoder.layer.3.*and 13 more"),

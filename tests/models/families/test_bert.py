@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -73,8 +74,29 @@ def test_no_mask_means_every_token(tiny: Tiny, padded: Padded) -> None:
 
 def test_distilbert_refuses_token_types(tiny: Tiny, padded: Padded) -> None:
     pruned = models.prune(tiny("distilbert", head=True), thresholds=[0.0] * 3)
+    types = torch.zeros_like(padded[0])
     with pytest.raises(InputError, match="takes no token_type_ids"):
-        pruned(padded[0], padded[1], torch.zeros_like(padded[0]))
+        pruned(*padded, token_type_ids=types)
+    with pytest.raises(InputError, match="3 inputs given, the model takes input_ids, attention_mask"):
+        pruned(*padded, types)
+    with pytest.raises(InputError, match="takes no token_type_ids"):
+        pruned.dense(*padded, types)
+
+
+def test_inputs_go_by_position_or_by_name(tiny: Tiny, padded: Padded) -> None:
+    pruned = models.prune(tiny("bert", head=True), thresholds=[0.05] * 3)
+    ids, mask = padded
+    expected = pruned(ids, mask)["logits"]
+    assert torch.equal(pruned(ids, attention_mask=mask)["logits"], expected)
+    assert torch.equal(pruned(attention_mask=mask, input_ids=ids, token_type_ids=None)["logits"], expected)
+    assert torch.equal(copy.deepcopy(pruned)(ids, mask)["logits"], expected)
+    with pytest.raises(InputError, match="input_ids is missing") as caught:
+        pruned(attention_mask=mask)
+    assert caught.value.fix == "pass input_ids: the model takes input_ids, attention_mask, token_type_ids"
+    with pytest.raises(InputError, match="input_ids is given twice"):
+        pruned(ids, input_ids=ids)
+    with pytest.raises(InputError, match="the model takes no pixel_values"):
+        pruned.trace(ids, pixel_values=ids)
 
 
 def test_a_mask_of_four_dims_is_refused(tiny: Tiny, padded: Padded) -> None:
@@ -94,7 +116,7 @@ def test_modules_are_shared_not_copied(tiny: Tiny) -> None:
     assert {id(weight) for weight in pruned.parameters()} == {id(weight) for weight in model.parameters()}
     assert (pruned.family, pruned.method) == ("bert", "ltp")
     assert isinstance(pruned.dense, Dense)
-    assert list(FAMILIES) == ["bert"]
+    assert list(FAMILIES) == ["bert", "vit"]
 
 
 def test_a_module_the_user_replaced_is_refused(tiny: Tiny) -> None:
@@ -123,13 +145,15 @@ def test_bare_encoder_without_pooler_asks_for_a_pooling(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="without a pooler has no sentence-level output") as caught:
         find(tiny("distilbert"))
     assert 'SentenceEncoder(model, pooling="mean")' in caught.value.fix
+    assert "TokenEncoder(model)" in caught.value.fix
 
 
-def test_head_without_sentence_output_is_refused(tiny: Tiny) -> None:
-    from transformers.models.bert.modeling_bert import BertForTokenClassification
+def test_an_unknown_head_is_refused(tiny: Tiny) -> None:
+    from transformers.models.bert.modeling_bert import BertForMaskedLM
 
-    with pytest.raises(ModelError, match="BertForTokenClassification has no sentence-level head"):
-        find(BertForTokenClassification(tiny("bert").config))
+    with pytest.raises(ModelError, match="BertForMaskedLM has no head that tpcompile knows") as caught:
+        find(BertForMaskedLM(tiny("bert").config))
+    assert "BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering" in caught.value.fix
 
 
 def test_foreign_module_is_refused() -> None:

@@ -70,7 +70,8 @@ def test_a_fallen_first_token_computes_on_and_is_read(tiny: Tiny, padded: Padded
     changed = seen.hidden[1].clone()
     changed[:, 0] += 1.0
     step = pruned.body.steps[1]
-    before, after = step(seen.hidden[1], seen.kept[0], 12).x, step(changed, seen.kept[0], 12).x
+    score_of = pruned.body.score(seen.hidden[1], seen.kept[0])
+    before, after = step(seen.hidden[1], seen.kept[0], score_of).x, step(changed, seen.kept[0], score_of).x
     alive = seen.kept[0]
     torch.testing.assert_close(before[alive], after[alive], rtol=0, atol=0)
 
@@ -140,7 +141,12 @@ def test_training_mode_and_other_types_are_refused(tiny: Tiny) -> None:
 
 def test_parameters_are_recorded(tiny: Tiny) -> None:
     pruned = models.prune(tiny("bert", head=True), thresholds=[0, 0.1, 0.2])
-    assert pruned.method_parameters == {"thresholds": [0.0, 0.1, 0.2], "n_ref": "length"}
+    assert pruned.method_parameters == {
+        "thresholds": [0.0, 0.1, 0.2],
+        "n_ref": "length",
+        "protect": "none",
+        "fill": "last",
+    }
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert"])

@@ -1,0 +1,32 @@
+"""The attention of the CLS token as the score, with thresholds: how many tokens stay depends on the input.
+
+The score is that of EViT (arXiv 2202.07800), which keeps a fixed number; here a token stays when the mean over heads of the
+attention that the CLS query pays it reaches the layer's threshold. The prefix (CLS, distillation, registers) never falls.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from tpcompile.errors import UsageError
+from tpcompile.models.families import Parts
+from tpcompile.models.methods.threshold import Score, ThresholdMethod, ThresholdParameters
+
+
+class ClsAttention(ThresholdMethod):
+    """CLS attention over all blocks of a model."""
+
+    name: ClassVar[str] = "cls-attention"
+    Parameters = ThresholdParameters
+
+    def __init__(self, parts: Parts, parameters: ThresholdParameters) -> None:
+        if not parts.cls:
+            raise UsageError(
+                f"cls-attention scores tokens by a CLS token, and this {parts.architecture} has none",
+                fix="use --method ltp, which averages over all queries",
+            )
+        super().__init__(parts, parameters, parts.prefix)
+
+    def score(self, x: Tensor, alive: Tensor) -> Score:
+        """The attention that the first token's query pays a token: mean over heads."""
+        return lambda attention: attention.select(2, 0).mean(dim=1)

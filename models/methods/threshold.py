@@ -1,0 +1,123 @@
+"""What methods with one score threshold per layer share: the masked block, and the decision in its middle.
+
+The decision falls between a block's attention output and its feed-forward: the attention still sees every token alive at entry,
+the feed-forward and all that follows only those kept.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tpcompile import ops
+from tpcompile.errors import UsageError
+from tpcompile.models.families import Block, Parts
+from tpcompile.models.methods import base
+from tpcompile.models.methods.base import Method, Step
+
+MASKED = -10000.0
+"""Added to the logits of dead keys; far enough below any logit that their softmax is exactly 0 in float32."""
+
+FLOOR = 1e-5
+"""Lower bound of an active threshold, as in the official LTP: it keeps tokens without attention, the dead ones, below every one."""
+
+Score = Callable[[Tensor], Tensor]
+"""Attention ``[B, H, N, N]``, softmaxed, rows of dead queries 0, to a score per token ``[B, N]``."""
+
+
+class ThresholdParameters(base.Parameters):
+    """Parameters of a method with thresholds.
+
+    Attributes:
+        thresholds: one per layer, 0 or more; 0 switches the layer's decision off.
+    """
+
+    thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
+class ThresholdLayer(nn.Module):
+    """One block with a decision between its attention output and its feed-forward.
+
+    Attributes:
+        threshold: float32, 0-d.
+        active: False for a threshold of exactly 0: the block hands its mask on.
+        protected: number of leading tokens that never fall.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, block: Block, theta: float, protected: int) -> None:
+        super().__init__()
+        self.block = block
+        self.protected = protected
+        exact = torch.tensor(theta, dtype=torch.float32)
+        self.active = bool(exact != 0)
+        self.register_buffer("threshold", exact.clamp(min=FLOOR))
+
+    def forward(self, x: Tensor, alive: Tensor, score_of: Score) -> Step:
+        """Run the block.
+
+        Args:
+            x: hidden states ``[B, N, C]``.
+            alive: bool ``[B, N]``, tokens alive at entry.
+            score_of: the method's score.
+        """
+        query, key, value = self.block.qkv(x)
+        logits = query @ key.transpose(-1, -2) * self.block.scale
+        logits = logits + torch.where(alive, 0.0, MASKED)[:, None, None, :]
+        # Dead queries count for nothing: neither in the context nor in the score.
+        attention = logits.softmax(dim=-1) * alive.to(x.dtype)[:, None, :, None]
+        context = (attention @ value).transpose(1, 2).reshape(x.shape)
+        x = self.block.attention_output(context, x)
+        if not self.active:
+            return Step(self.block.feed_forward(x), alive)
+        score = score_of(attention)
+        keep = torch.logical_and(alive, self._wanted(score))
+        return Step(self.block.feed_forward(ops.prune(x, keep, score)), keep, score, x)
+
+    def _wanted(self, score: Tensor) -> Tensor:
+        """``score: [B, N]`` to bool ``[B, N]``: at the threshold or above, or protected."""
+        wanted = score >= self.threshold
+        if not self.protected:
+            return wanted
+        return torch.logical_or(wanted, torch.arange(score.shape[1], device=score.device) < self.protected)
+
+
+class ThresholdMethod(Method):
+    """One threshold per layer over all blocks of a model; subclasses say what the score is."""
+
+    def __init__(self, parts: Parts, parameters: ThresholdParameters, protected: int) -> None:
+        super().__init__(parts, parameters)
+        check_length(parameters.thresholds, len(parts.blocks))
+        self.steps = nn.ModuleList(
+            ThresholdLayer(block, theta, protected) for block, theta in zip(parts.blocks, parameters.thresholds, strict=True)
+        )
+
+    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
+        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
+        score_of = self.score(x, alive)
+        steps: list[Step] = []
+        for layer in self.steps:
+            steps.append(layer(x, alive, score_of))
+            x, alive = steps[-1].x, steps[-1].alive
+        return tuple(steps)
+
+    @abstractmethod
+    def score(self, x: Tensor, alive: Tensor) -> Score:
+        """The score function for one run on ``x: [B, N, C]``, ``alive: bool [B, N]``, the first block's input."""
+
+
+def check_length(thresholds: Sequence[float], layers: int) -> None:
+    """Demand one threshold per layer.
+
+    Raises:
+        UsageError: naming both lengths.
+    """
+    if len(thresholds) != layers:
+        raise UsageError(
+            f"thresholds has {len(thresholds)} values, the model has {layers} layers",
+            fix=f"pass {layers} thresholds, 0 for a layer that should not prune",
+        )
