@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tpcompile import models, ops
+from tpcompile import models
 from tpcompile.images import digits
 from tpcompile.models.library import timm
 from tpcompile.models.sources import DIGITS

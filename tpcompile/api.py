@@ -24,6 +24,8 @@ from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import Dump, pipeline
 from tpcompile.program import Program
+from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
+from tpcompile.report import write as write_report
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.subject import subject_of
 
@@ -32,10 +34,14 @@ Progress = Callable[[str, int, int], None]
 
 Model = nn.Module | ExportedProgram | str | Path
 
-__all__ = ["bench", "export", "load", "lower", "validate"]
+__all__ = ["bench", "export", "load", "lower", "report", "validate"]
 
 MIXED = 8
 """Samples a batch when a ragged bundle is validated: enough for lengths and counts to differ."""
+SHOWN = 6
+"""Samples that a report draws."""
+LEGIBLE = (80, 140)
+"""Tokens of a text that shows something and fits."""
 STEPS = 9
 """Steps of an export, for progress."""
 
@@ -157,7 +163,8 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 3, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, confidence: float = 0.95,
-          truncate: bool = False, batch: int | None = None, progress: Progress | None = None) -> Latency:  # fmt: skip
+          truncate: bool = False, batch: int | None = None, group: str = "stream",
+          progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -172,17 +179,19 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         confidence: of the verdict.
         truncate: as for ``validate``.
         batch: samples an inference, default 1: what is timed is the batch.
+        group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
         progress: called per phase.
     """
     found = bundles.read(path)
+    _choose("group", group, ("stream", "length"))
     size = _batch(found, batch, 1)
     own = str(against) == "dense"
     other = found.dense if own else bundles.read(against)
     if other is None:
         raise UsageError(f"{path} has no dense baseline", fix="pass --against with another bundle")
     rows = _samples(found, data, samples, "docstrings:stream", truncate)
-    groups = [[rows[i] for i in group] for group in batches(rows, size)]
-    stream = [Sample("", collate(group), tokens=max(row.length for row in group)) for group in groups]
+    groups = [[rows[i] for i in indices] for indices in batches(rows, size, by_length=group == "length")]
+    stream = [Sample("", collate(rows), tokens=max(row.length for row in rows)) for rows in groups]
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples by {size}, {repeats + 1} passes", 0, 1)
@@ -194,6 +203,46 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     )  # fmt: skip
     found.report("bench", latency.to_json())
     return latency
+
+
+def report(path: str | Path, data: str | Path | None = None, samples: int | None = None, out: str | Path | None = None,
+           truncate: bool = False, batch: int | None = None, threads: int = 1, progress: Progress | None = None) -> Path:  # fmt: skip
+    """Validate and time a bundle, and show both in one HTML file, with what was kept of a few samples drawn over them.
+
+    Args:
+        path: the bundle.
+        data: see ``validate``.
+        samples: at most this many.
+        out: the file to write; default ``reports/report.html`` in the bundle.
+        truncate: as for ``validate``.
+        batch: samples an inference.
+        threads: per engine, for the timing.
+        progress: called per phase.
+
+    Returns:
+        The file.
+    """
+    found = bundles.read(path)
+    parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
+    latency = bench(path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
+    seen = traces(path, _samples(found, data, samples, "docstrings:report", truncate))
+    page = ReportData(
+        found.manifest.model.id, (EngineRun(found.manifest, parity, latency),), seen, tuple(filter(None, [found.manifest.note]))
+    )
+    return write_report(page, Path(out) if out is not None else found.path / "reports" / "report.html")
+
+
+def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:
+    """What every site kept of the first few samples that can be drawn: texts of moderate length, or images."""
+    found = bundles.read(path)
+    patches = found.manifest.patches
+    with load(path) as engine:
+        if patches is not None:
+            shown = [row for row in rows if row.picture is not None][:SHOWN]
+            return tuple(trace_patches(row, engine.kept(**row.inputs)[1], patches.spec) for row in shown)
+        texts = [row for row in rows if row.text and row.length <= LEGIBLE[1]]
+        longer = [row for row in texts if row.length >= LEGIBLE[0]] or texts
+        return tuple(trace_words(row, engine.kept(**row.inputs)[1]) for row in longer[:SHOWN])
 
 
 def counts(path: str | Path, groups: Sequence[Sequence[Sample]]) -> list[Counts]:

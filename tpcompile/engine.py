@@ -1,6 +1,6 @@
 """An opened bundle: arrays in, arrays out, and on request which tokens each site kept, in original positions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
 from tpcompile.errors import InputError, StageError, UsageError
 from tpcompile.manifest import ATTENDED, Manifest
+from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.spec import TensorSpec
 
 INSPECT = "compare with `tpcompile inspect DIR`"
@@ -192,6 +193,29 @@ class Engine(_Closes):
             InputError: an input does not fit.
         """
         return self._runner.outputs(self._runner.run(inputs))
+
+    def each(self, samples: Sequence[Sample], batch: int = 1) -> list[dict[str, np.ndarray]]:
+        """Compute for many samples, ``batch`` at a time.
+
+        Samples of similar length go together, whatever their order: a batch is stored at its longest sample and, behind each
+        site, at its largest count, so mixed lengths pay for rows that nobody reads.
+
+        Args:
+            samples: of one kind, see ``tpcompile.data``.
+            batch: samples an inference; more than 1 needs a bundle exported with ``batch="ragged"``.
+
+        Returns:
+            Each sample's outputs, in the order of ``samples``, without padding.
+
+        Raises:
+            InputError: an input does not fit.
+        """
+        found: list[dict[str, np.ndarray]] = [{} for _ in samples]
+        for group in batches(samples, batch, by_length=True):
+            rows = [samples[i] for i in group]
+            for i, outputs in zip(group, split(self(**collate(rows)), rows, self.manifest.along), strict=True):
+                found[i] = outputs
+        return found
 
     def kept(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], Kept]:
         """Compute for one sample, and say which tokens each site kept. A second session, opened at the first call; slower.

@@ -1,5 +1,6 @@
 """A recipe: a method and its parameters, kept in a YAML file beside a model."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,16 +31,21 @@ class Recipe(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
-        """Read a YAML file.
+        """Read a YAML file; a name without a file of that name is a shipped recipe's, such as ``digits-50``.
 
         Raises:
             UsageError: the file is missing, is no YAML, or holds something else than a recipe.
         """
         fix = f"a recipe looks like this:\n{EXAMPLE}"
+        if not path.exists() and str(path) in shipped():
+            path = shipped()[str(path)]
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"cannot read the recipe {path}: {error.strerror}", fix="give the path of a YAML file") from error
+            known = ", ".join(sorted(shipped()))
+            raise UsageError(
+                f"cannot read the recipe {path}: {error.strerror}", fix=f"give the path of a YAML file, or one of {known}"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}", fix=fix) from error
         if not isinstance(found, dict):
@@ -49,3 +55,10 @@ class Recipe(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, row['loc']))}: {row['msg'].lower()}" for row in error.errors())
             raise UsageError(f"{path} is no recipe: {wrong}", fix=fix) from error
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with tpcompile, by name."""
+    found = find_spec("tpcompile.models")
+    folders = found.submodule_search_locations if found is not None else None
+    return {path.stem: path for folder in folders or () for path in Path(folder).glob("recipes/*.yaml")}

@@ -83,6 +83,11 @@ def test_any_mix(engine: Engine, texts: list[Sample], order: list[int]) -> None:
         close(outputs[b : b + 1], engine(**row.inputs)["sentence_embedding"])
 
 
+def test_many_samples_come_back_in_order(engine: Engine, texts: list[Sample]) -> None:
+    for row, outputs in zip(texts, engine.each(texts, 3), strict=True):
+        close(outputs["sentence_embedding"], engine(**row.inputs)["sentence_embedding"])
+
+
 def test_validate_runs_batches(bundle: Path) -> None:
     parity = tpcompile.validate(bundle, data="docstrings:report", samples=12, batch=5)
     assert parity.verdict == "PASSED"
@@ -95,8 +100,8 @@ def test_validate_runs_batches(bundle: Path) -> None:
     assert "over 2 samples" in timed.output
 
 
-def test_one_sample_bundles_take_no_batch(minilm: Path, tmp_path: Path) -> None:
-    tpcompile.export(minilm, out=tmp_path / "out", method="ltp", parameters={"thresholds": [0.0, 0.004, 0.0, 0.0, 0.0, 0.0]})
+def test_one_sample_bundles_take_no_batch(bert_folder: Path, tmp_path: Path) -> None:
+    tpcompile.export(bert_folder, out=tmp_path / "out", method="ltp", parameters={"thresholds": [0.0, 0.05, 0.06]})
     refused = command("validate", tmp_path / "out", "--batch-size", 4)
     assert refused.exit_code == 2
     assert "takes one sample an inference" in refused.output

@@ -138,3 +138,14 @@ def test_hidden_states_have_no_answer() -> None:
     found = answer({"last_hidden_state": np.zeros((1, 3, 2), dtype=np.float32), "logits": np.zeros((1, 1))}, None)
     assert _document(Path("x"), found)["answers"] == {}
     assert "last_hidden_state float32[1, 3, 2]  0 0 0 0 0 0" in _page(found)
+
+
+def test_report_draws_patches(image_bundle: Path, tmp_path: Path) -> None:
+    """One file from one verb: parity, latency, and the patches over the images."""
+    page = tmp_path / "page.html"
+    done = call("report", image_bundle, "--data", "digits:test", "--samples", "3", "-o", page, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["report"] == str(page)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") >= 3
+    assert "patches" in text

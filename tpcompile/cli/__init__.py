@@ -7,7 +7,7 @@ import click
 
 from tpcompile.cli.demo import demo
 from tpcompile.cli.export import export
-from tpcompile.cli.gates import bench, validate, verify
+from tpcompile.cli.gates import bench, report, validate, verify
 from tpcompile.cli.look import explain, inspect, passes
 from tpcompile.cli.machine import doctor
 from tpcompile.cli.program import Program
@@ -28,5 +28,5 @@ def main() -> None:
     """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
 
 
-for _verb in (demo, export, validate, bench, inspect, run, verify, passes, explain, doctor):
+for _verb in (demo, export, validate, bench, report, inspect, run, verify, passes, explain, doctor):
     main.add_command(_verb)

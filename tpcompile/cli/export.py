@@ -44,7 +44,9 @@ BATCH = "one: a sample an inference. ragged: any number, each with its own count
 @click.option(
     "--param", "params", multiple=True, type=parameter, metavar="NAME=JSON", help="A parameter of the method; may be repeated."
 )
-@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML: method, parameters; --param wins.")
+@click.option(
+    "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML, or a shipped name: digits-50. --param wins."
+)
 @click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls.")
 @click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
 @click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")

@@ -86,6 +86,9 @@ def validate(settings: Settings, /, bundle: Path, **options: Any) -> None:
 @click.option("--against", default="dense", show_default=True, metavar="dense|DIR2", help="The engine to compare with.")
 @_data_options
 @click.option("--batch-size", "batch", type=click.IntRange(min=1), help=BATCH)
+@click.option(
+    "--group", type=click.Choice(["stream", "length"]), default="stream", show_default=True, help="How samples make batches."
+)
 @click.option("--repeats", type=click.IntRange(min=2), default=3, show_default=True, help="Warm passes over the data.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine.")
 @click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms'.")
@@ -102,6 +105,24 @@ def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
 
         latency = api.bench(bundle, progress=progress, **options)
     _judge(settings, latency, bundle)
+
+
+@click.command(cls=Verb)
+@click.argument("bundle", metavar="DIR", type=DIR)
+@_data_options
+@click.option("--batch-size", "batch", type=click.IntRange(min=1), help=BATCH)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine, for the timing."
+)
+@click.option("-o", "--output", "out", metavar="F.html", type=DIR, help="Default: reports/report.html in the bundle.")
+@click.pass_obj
+def report(settings: Settings, /, bundle: Path, **options: Any) -> None:
+    """Validate and time a bundle, and show both in one HTML file with the kept words or patches drawn over the input."""
+    with settings.work() as progress:
+        from tpcompile import api
+
+        page = api.report(bundle, progress=progress, **options)
+    settings.emit({"bundle": str(bundle), "report": str(page)}, str(page))
 
 
 def _judge(settings: Settings, result: Judgement, bundle: Path) -> None:
