@@ -3,7 +3,9 @@
 1. ``clone``, ``detach``, ``alias``, slices of everything and metadata assertions vanish (the graph is functional);
 2. every reshape-like op is ``reshape`` with fixed sizes and at most one ``-1``: one constant node in an engine;
 3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
-4. equal expressions are computed once.
+4. ops without a rule are written in ops that have one (``passes/rules/forms.py``): splits, assignments under a mask, variances,
+   einsum; attention too, but only in a program that prunes: a dense one keeps what runtimes fuse;
+5. equal expressions are computed once.
 """
 
 import operator
@@ -15,13 +17,19 @@ import torch
 from torch import fx
 
 from tpcompile.errors import NotDeterministic
+from tpcompile.ops import PRUNE
 from tpcompile.passes.base import GraphPass, share
 from tpcompile.passes.rules import bind
+from tpcompile.passes.rules.attention import attention
+from tpcompile.passes.rules.forms import FORMS, Form, Writer
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
 
 aten = torch.ops.aten
 _SAME = (aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default)
+_CHECKS = (aten._assert_tensor_metadata.default, aten._assert_async.msg)
+_MEANS = (aten.mean.dim, aten.mean.default)
+ATTENTION = aten.scaled_dot_product_attention.default
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
@@ -36,17 +44,32 @@ class Canonicalize(GraphPass):
     def run(self, program: Program) -> Program:
         """Return the simplified program."""
         draft = program.draft()
+        forms = FORMS | ({ATTENTION: attention} if draft.graph.find_nodes(op="call_function", target=PRUNE) else {})
         for node in list(draft.graph.nodes):
             _random(node)
-            if node.target is aten._assert_tensor_metadata.default:
+            if node.target in forms:
+                _rewrite(node, forms[node.target])
+            elif node.target in _CHECKS:
                 draft.graph.erase_node(node)
             elif node.target in _SAME or _whole(node):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)
-            elif node.target is aten.mean.dim:
+            elif node.target in _MEANS:
                 _mean(draft.graph, node)
         return share(program.adopt(draft))
+
+
+def _rewrite(node: fx.Node, form: Form) -> None:
+    """Put a form in the place of a call, or leave the call where it has none."""
+    with node.graph.inserting_before(node):
+        made = form(Writer(node))
+    if isinstance(made, fx.Node):
+        node.replace_all_uses_with(made)
+    elif made is not None:
+        for user in [n for n in node.users if n.target is operator.getitem]:
+            user.replace_all_uses_with(made[user.args[1]])
+            node.graph.erase_node(user)
 
 
 def _random(node: fx.Node) -> None:
@@ -86,7 +109,7 @@ def _mean(graph: fx.Graph, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     rank = source.meta["val"].dim()
-    listed = node.args[1] if len(node.args) > 1 and node.args[1] else list(range(rank))
+    listed = node.args[1] if node.target is aten.mean.dim and len(node.args) > 1 and node.args[1] else list(range(rank))
     assert isinstance(listed, (list, tuple))
     dims = [int(str(d)) % rank for d in listed]
     keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)

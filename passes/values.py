@@ -1,202 +1,252 @@
-"""The abstract values of ``facts.py``: intervals of known numbers, exact or with something bounded added, finite or perhaps not."""
+"""The abstract values of ``facts.py``: intervals of known numbers, exact or with something bounded added, finite or perhaps not.
 
+Ends are computed by the op itself, in the operands' own dtypes: rounding is monotone, so what float32 makes of the ends bounds what it
+makes of anything between them, and an overflow shows as an infinity.
+"""
+
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from tpcompile.axes import NEG_INF
 from tpcompile.passes.axesmap import Described
-from tpcompile.passes.rules import call_of
+from tpcompile.passes.rules import bind, call_of
+from tpcompile.passes.rules.ranges import (
+    ADDS,
+    ARITHMETIC,
+    BROKEN,
+    CLAMPS,
+    COPIES,
+    DIVS,
+    DOMAINS,
+    FILLS,
+    GROWS,
+    HUGE,
+    KEEPS_SIGN,
+    LIKES,
+    LOW,
+    MONOTONE,
+    MULS,
+    NEVER_NEGATIVE,
+    NORMED,
+    ON_BOOLS,
+    PICKS,
+    POWERS,
+    QUOTIENTS,
+    SELECTS,
+    STEEP,
+    SUBS,
+    TAME,
+    TINY,
+    TRUE,
+    TRUTH,
+    UNKNOWN,
+    WHERES,
+    WHOLE,
+    WILD,
+    WITHIN_ONE,
+    ZERO,
+    Value,
+    choose,
+    epsilon,
+    hull_of,
+    run,
+    shifted,
+)  # fmt: skip
 
-LOW = -1000.0
-"""How far below the living a finite mask must lie; the bound this puts on the logits' spread is a recorded assumption."""
-TAME = 1000.0
-"""Numbers up to here keep an unknown activation bounded when they are combined with it."""
+__all__ = [
+    "BROKEN", "LOW", "SELECTS", "TRUE", "TRUTH", "UNKNOWN", "WILD", "WITHIN_ONE", "ZERO", "Value", "choose", "elementwise", "generic",
+    "hull_of", "known",
+]  # fmt: skip
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A set of numbers: the interval ``[lo, hi]``, and when ``about`` that plus any bounded activation.
-
-    Attributes:
-        lo: least.
-        hi: greatest.
-        about: an activation of unknown but bounded size is added.
-        finite: no element is infinite or NaN.
-    """
-
-    lo: float
-    hi: float
-    about: bool = False
-    finite: bool = True
-
-    @classmethod
-    def of(cls, number: float) -> "Value":
-        """Exactly this number."""
-        return cls(number, number, False, math.isfinite(number))
-
-    @property
-    def exact(self) -> bool:
-        """Whether it is one known number."""
-        return self.lo == self.hi and not self.about
-
-    @property
-    def tame(self) -> bool:
-        """Whether it stays bounded when combined with activations."""
-        return self.finite and self.lo >= -TAME and self.hi <= TAME
-
-    @property
-    def positive(self) -> bool:
-        """Whether every element is surely above 0."""
-        return self.lo > 0 and not self.about
-
-    def below(self, other: "Value") -> bool:
-        """Whether it lies so far below that a softmax or max over both never picks it."""
-        if self.exact and self.lo == NEG_INF:
-            return other.finite
-        return self.hi - other.lo <= LOW
-
-    def scaled(self, by: float) -> "Value":
-        """Times a number."""
-        if self.about and abs(by) > TAME:
-            return WILD if self.finite else BROKEN
-        ends = sorted((self.lo * by, self.hi * by))
-        return BROKEN if any(map(math.isnan, ends)) else Value(ends[0], ends[1], self.about, self.finite)
-
-
-ZERO, TRUE = Value(0.0, 0.0), Value(1.0, 1.0)
-UNKNOWN = Value(0.0, 0.0, about=True)
-"""An activation: bounded, by assumption."""
-WILD = Value(NEG_INF, -NEG_INF, about=True)
-"""Finite, of any size."""
-BROKEN = Value(NEG_INF, -NEG_INF, about=True, finite=False)
-"""Anything, perhaps infinite or NaN."""
-TRUTH = Value(0.0, 1.0)
-
-_ADDS = (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
-_SCALES = (aten.mul.Tensor, aten.mul.Scalar)
-_WHERES = (aten.where.self, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf)
-_FILLS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-_LIKES = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
-_CLAMPS = (aten.clamp.default, aten.clamp_min.default, aten.relu.default)
-_NEEDS_POSITIVE = (
-    aten.log.default,
-    aten.rsqrt.default,
-    aten.sqrt.default,
-    aten.pow.Tensor_Scalar,
-    aten.linalg_vector_norm.default,
-)
-WITHIN_ONE = (
-    aten.tanh.default,
-    aten.sigmoid.default,
-    aten.softmax.int,
-    aten._softmax.default,
-    aten.sin.default,
-    aten.cos.default,
-    aten.erf.default,
-)
-SELECTS = (*_WHERES, *_FILLS)
-_NORMED = (aten.layer_norm.default,)
 
 
 def known(constant: torch.Tensor) -> Value:
     """The values of a weight or buffer: exact where it has one element, unknown where they are as small as activations."""
     if constant.numel() == 0:
         return UNKNOWN
+    if constant.is_complex() or bool(constant.isnan().any()):
+        return BROKEN
     lo, hi = float(constant.min()), float(constant.max())
     value = Value(lo, hi, finite=bool(constant.isfinite().all()))
-    return value if constant.numel() == 1 or not value.tame else UNKNOWN
-
-
-def hull_of(values: Sequence[Value]) -> Value:
-    """The smallest set that holds them all."""
-    about, finite = any(v.about for v in values), all(v.finite for v in values)
-    return Value(min(v.lo for v in values), max(v.hi for v in values), about, finite)
+    return value if constant.numel() == 1 or not value.tame else replace(UNKNOWN, least=lo)
 
 
 def generic(node: fx.Node, values: Sequence[Value]) -> Value:
     """What any op makes of its operands when nothing better is known."""
-    value = node.meta.get("val")
+    value, target = node.meta.get("val"), node.target
     if isinstance(value, torch.Tensor) and value.dtype is torch.bool:
         return TRUTH
+    if isinstance(target, OpOverload) and isinstance(written := bind(target, node.args, node.kwargs).get("value"), (int, float)):
+        values = [*values, Value.of(float(written))]  # a scatter or a padding writes it among the others
     if not all(v.finite for v in values):
         return BROKEN
-    if node.target in WITHIN_ONE:
-        return Value(-1.0, 1.0)
-    if node.target in _NORMED:
-        return UNKNOWN
-    return UNKNOWN if all(v.tame for v in values) else WILD
+    if any(HUGE < abs(end) < -NEG_INF for v in values for end in (v.lo, v.hi)):
+        return BROKEN  # finfo.min, times anything
+    if target in WITHIN_ONE:
+        return TRUTH if target is aten.sigmoid.default else Value(-1.0, 1.0)
+    if target in NORMED:
+        return UNKNOWN if epsilon(node) else BROKEN
+    if target in GROWS and not all(v.lo >= -1.0 and v.hi <= 1.0 and not v.about for v in values):
+        return BROKEN
+    least = 0.0 if target in NEVER_NEGATIVE or (target in KEEPS_SIGN and all(v.floor >= 0 for v in values)) else NEG_INF
+    return replace(UNKNOWN if all(v.tame for v in values) else WILD, least=least)
 
 
 def elementwise(call: Described, values: Sequence[Value]) -> Value:
     """What an elementwise op makes of its operands' values."""
     assert call.rule is not None
     target, absorbs = call.node.target, call.rule.absorbs
-    if target in _LIKES:
-        return _number(call.node.args[1] if target is aten.full_like.default else float(target is aten.ones_like.default))
+    if target in LIKES:
+        number = LIKES[target]
+        return _number(call.node, call_of(call.node).args.get("fill_value") if number is None else number)
     if absorbs == 1.0 and call.node.meta["val"].dtype is not torch.bool:
         absorbs = None  # 1 | 2 is 3
     if absorbs is not None and Value.of(absorbs) in values and all(v.finite for v in values):
         return Value.of(absorbs)
+    if target in QUOTIENTS and any(v.exact and abs(v.lo) > HUGE for v in values):
+        return BROKEN  # kernels differ there
     if all(v.exact for v in values):
-        return _evaluate(call, [v.lo for v in values])
-    if target in _WHERES:
+        result = run(call.node, [v.lo for v in values])
+        return BROKEN if math.isnan(result) else Value.of(result)
+    if target in WHERES:
         return choose(values[0], *_branches(call, values))
-    if target in _FILLS:
+    if target in FILLS:
         fill = call.node.args[2]
-        return choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(fill), values[0])
-    if target in _ADDS:
+        return choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(call.node, fill), values[0])
+    if any(v.wild for v in values):
+        return generic(call.node, values)
+    if not any(v.about for v in values) and (bounds := _between(call, values)) is not None:
+        return bounds
+    return _around(call, values)
+
+
+def _between(call: Described, values: Sequence[Value]) -> Value | None:
+    """The image of intervals under a monotone op, from its ends; None where the op is not, or its domain is left."""
+    target, dtype = call.node.target, call.node.meta["val"].dtype
+    if not (target in MONOTONE or _monotone_here(call, values)) or (target in DOMAINS and values[0].lo < DOMAINS[target]):
+        return None
+    whole = not dtype.is_floating_point and dtype is not torch.bool
+    ends = [end for v in values for end in (v.lo, v.hi)]
+    if any(abs(end) > WHOLE for end in ends) and (whole or any(not n.meta["val"].is_floating_point() for n in call.operands)):
+        return None
+    if whole and torch.iinfo(dtype).bits < 32:
+        return None
+    found = [run(call.node, corner) for corner in itertools.product(*((v.lo, v.hi) for v in values))]
+    if any(map(math.isnan, found)):
+        return None if all(v.finite for v in values) else BROKEN
+    lo, hi = min(found), max(found)
+    if target not in ARITHMETIC and dtype.is_floating_point and all(map(math.isfinite, (lo, hi))):
+        lo, hi = lo - 1e-5 * abs(lo), hi + 1e-5 * abs(hi)
+    lo, hi = 0.0 if 0 < lo < TINY else lo, 0.0 if -TINY < hi < 0 else hi
+    given = all(v.finite for v in values)
+    overflow = all(map(math.isfinite, ends)) and not all(map(math.isfinite, (lo, hi)))
+    finite = (given and not overflow) or (math.isfinite(lo) and math.isfinite(hi))
+    return Value(lo, hi, False, finite)
+
+
+def _monotone_here(call: Described, values: Sequence[Value]) -> bool:
+    """Ops that are monotone for some operands only."""
+    target, dtype = call.node.target, call.node.meta["val"].dtype
+    bounded = all(math.isfinite(end) for v in values for end in (v.lo, v.hi))
+    if target in MULS:
+        return bounded  # 0 * inf lies between the ends
+    if target in DIVS:
+        divisor = _other(call, values)
+        return bounded and not divisor.about and (divisor.lo >= TINY or divisor.hi <= -TINY)
+    if target in ON_BOOLS:
+        return all(n.meta["val"].dtype is torch.bool for n in call.operands)
+    if target in COPIES:
+        return dtype is not torch.bool or call.operands[0].meta["val"].dtype is torch.bool or values[0].lo > 0 or values[0].hi < 0
+    if target is aten.pow.Tensor_Scalar:
+        exponent = call_of(call.node).args.get("exponent")
+        return isinstance(exponent, (int, float)) and exponent > 0 and values[0].lo >= 0
+    return False
+
+
+def _around(call: Described, values: Sequence[Value]) -> Value:
+    """Ops on activations: sums keep what they are about, other ops at most a bound."""
+    target, node = call.node.target, call.node
+    if target in ADDS:
         return _sum(call, values)
-    if target in _SCALES and (scaled := _scaled(call, values)) is not None:
-        return scaled
-    return _bounded(call, values)
-
-
-def _bounded(call: Described, values: Sequence[Value]) -> Value:
-    """Ops that bound their result, or break outside their domain."""
-    target = call.node.target
-    if target in _CLAMPS:
+    if target is aten.neg.default:
+        return values[0].scaled(-1.0)
+    if target in MULS:
+        return _times(call, values)
+    if target in CLAMPS:
         return _clamp(call, values[0])
-    if target in (aten.maximum.default, aten.minimum.default):
+    if target in PICKS:
         pick = max if target is aten.maximum.default else min
         about, finite = any(v.about for v in values), all(v.finite for v in values)
-        return Value(pick(v.lo for v in values), pick(v.hi for v in values), about, finite)
-    if target is aten._to_copy.default or target is aten.clone.default:
-        return values[0] if call.node.meta["val"].dtype is not torch.bool else TRUTH
-    if target in (aten.div.Tensor, aten.div.Scalar):
+        return Value(pick(v.lo for v in values), pick(v.hi for v in values), about, finite, pick(v.floor for v in values))
+    if target in COPIES:
+        return _cast(call, values[0])
+    return _guarded(call, values) if node.meta["val"].dtype is not torch.bool else TRUTH
+
+
+def _guarded(call: Described, values: Sequence[Value]) -> Value:
+    """Ops that break outside their domain."""
+    target, node = call.node.target, call.node
+    if target in DIVS:
         divisor = _other(call, values)
-        if divisor.exact and divisor.finite and divisor.lo != 0:
-            return values[0].scaled(1.0 / divisor.lo)
-        if not divisor.positive:
+        if divisor.exact and divisor.finite and abs(divisor.lo) >= TINY:
+            return _fitted(call, values[0].scaled(1.0 / divisor.lo))
+        if divisor.floor < TINY:
             return BROKEN
-        return ZERO if values[0] == ZERO else generic(call.node, values)
-    if target is aten.exp.default and values[0].hi <= TAME and values[0].finite:
-        return UNKNOWN
-    if target in _NEEDS_POSITIVE and not _in_domain(call, values[0]):
+        return ZERO if values[0] == ZERO and divisor.finite else generic(node, values)
+    if target in QUOTIENTS:
+        divisor = _other(call, values)
+        apart = divisor.floor >= 1.0 / TAME or (not divisor.about and divisor.hi <= -1.0 / TAME)
+        return generic(node, values) if apart and divisor.finite else BROKEN
+    if target in POWERS and target in NEVER_NEGATIVE and values[0].finite and shifted(call.operands[0]):
+        return TRUTH if target is not aten.cosh.default else BROKEN
+    if target in POWERS:
+        bounded = all(v.finite and v.hi <= STEEP and v.lo >= -STEEP for v in values)
+        fine = bounded if target in (aten.sinh.default, aten.cosh.default) else values[0].finite and values[0].hi <= STEEP
+        return replace(UNKNOWN, least=0.0 if target in NEVER_NEGATIVE else NEG_INF) if fine and values[0].about else BROKEN
+    if target in DOMAINS:
+        result = generic(node, values) if values[0].floor >= DOMAINS[target] else BROKEN
+        root = target is aten.sqrt.default and result.about and result.finite
+        return replace(result, least=math.sqrt(values[0].floor) * (1 - 1e-5)) if root else result
+    if not _in_domain(call, values):
         return BROKEN
-    return generic(call.node, values)
+    result = generic(node, values)
+    even = target is aten.pow.Tensor_Scalar and call_of(node).args["exponent"] in (2, 4)
+    return replace(result, least=max(result.least, 0.0)) if even and result.about else result
 
 
-def _in_domain(call: Described, value: Value) -> bool:
-    """Whether an op of ``_NEEDS_POSITIVE`` stays finite: squares of anything, positive operands."""
-    given = call_of(call.node).args
-    if call.node.target is aten.pow.Tensor_Scalar:
+def _in_domain(call: Described, values: Sequence[Value]) -> bool:
+    """Whether an op with a domain of its own stays finite."""
+    target, given = call.node.target, call_of(call.node).args
+    if target is aten.pow.Tensor_Scalar:
         exponent = given.get("exponent")
-        return value.positive or (isinstance(exponent, (int, float)) and exponent >= 0 and exponent == int(exponent))
-    if call.node.target is aten.linalg_vector_norm.default:
-        order = given.get("ord", 2)
-        return isinstance(order, (int, float)) and order > 0
-    return value.positive
+        whole = isinstance(exponent, (int, float)) and exponent >= 0 and exponent == int(exponent)
+        return whole or values[0].floor >= TINY
+    if target in (aten.pow.Tensor_Tensor, aten.special_xlogy.default):
+        number = values[0] if target is aten.pow.Tensor_Tensor else values[1]
+        small = all(v.finite and not v.about and max(abs(v.lo), abs(v.hi)) <= 8 for v in values)
+        return number.floor >= 1e-3 and small
+    if target is aten.pow.Scalar:
+        return False
+    if target is aten.logit.default:
+        return isinstance(given.get("eps"), float) and TINY < given["eps"] < 0.5
+    return target is not aten.tan.default
 
 
-def _number(number: Any) -> Value:
-    return Value.of(float(number)) if isinstance(number, (int, float)) else BROKEN
+def _number(node: fx.Node, number: Any) -> Value:
+    """A number as the result's dtype holds it."""
+    if not isinstance(number, (int, float)):
+        return BROKEN
+    if math.isnan(number) or (math.isinf(number) and not node.meta["val"].is_floating_point()):
+        return BROKEN
+    return Value.of(float(torch.tensor(float(number), dtype=torch.float64).to(node.meta["val"].dtype)))
 
 
 def _other(call: Described, values: Sequence[Value]) -> Value:
@@ -204,21 +254,16 @@ def _other(call: Described, values: Sequence[Value]) -> Value:
     if len(values) > 1:
         return values[1]
     given = call.node.args[1]
-    return Value(1.0, -NEG_INF) if isinstance(given, fx.Node) else _number(given)
+    if isinstance(given, fx.Node):
+        return Value(1.0, -NEG_INF)
+    return Value.of(float(given)) if isinstance(given, (int, float)) else BROKEN
 
 
 def _branches(call: Described, values: Sequence[Value]) -> tuple[Value, Value]:
     """The values of the two branches of a ``where``; each is a tensor or a number."""
     tensors = iter(values[1:])
-    first, second = (next(tensors) if isinstance(a, fx.Node) else _number(a) for a in call.node.args[1:3])
+    first, second = (next(tensors) if isinstance(a, fx.Node) else _number(call.node, a) for a in call.node.args[1:3])
     return first, second
-
-
-def choose(condition: Value, yes: Value, no: Value) -> Value:
-    """What a selection gives: one side where the condition is known, else either."""
-    if not condition.exact:
-        return hull_of((yes, no))
-    return yes if condition.lo else no
 
 
 def _sum(call: Described, values: Sequence[Value]) -> Value:
@@ -228,24 +273,47 @@ def _sum(call: Described, values: Sequence[Value]) -> Value:
         both.append(_other(call, values))
     if not isinstance(alpha, (int, float)):
         return BROKEN
-    subtracts = call.node.target in (aten.sub.Tensor, aten.sub.Scalar)
-    other = both[1].scaled(-float(alpha) if subtracts else float(alpha))
-    ends = both[0].lo + other.lo, both[0].hi + other.hi
-    if any(map(math.isnan, ends)):
+    if call.node.target is aten.rsub.Scalar:
+        both = [both[1], both[0].scaled(-float(alpha))]
+    else:
+        both[1] = both[1].scaled(-float(alpha) if call.node.target in SUBS else float(alpha))
+    ends = both[0].lo + both[1].lo, both[0].hi + both[1].hi
+    if any(v.wild for v in both) or any(map(math.isnan, ends)):
         return BROKEN
-    return Value(*ends, both[0].about or other.about, both[0].finite and other.finite)
+    return _fitted(
+        call, Value(*ends, both[0].about or both[1].about, both[0].finite and both[1].finite, both[0].floor + both[1].floor)
+    )
 
 
-def _scaled(call: Described, values: Sequence[Value]) -> Value | None:
-    """A product with one known number; None where neither side is known."""
+def _fitted(call: Described, value: Value) -> Value:
+    """A sum as the result's dtype holds it: an infinity stays one, and what is near the largest number may become one."""
+    dtype = call.node.meta["val"].dtype
+    least = value.least if abs(value.least) > TAME * TINY or value.least < 0 else 0.0
+    value = replace(value, least=NEG_INF if math.isnan(least) or not value.about else least * (1 - 1e-5) if least > 0 else least)
+    if value.lo == value.hi == NEG_INF and value.about and not value.finite:
+        return Value.of(NEG_INF)
+    if not dtype.is_floating_point and dtype is not torch.bool:
+        wraps = torch.iinfo(dtype).bits < 32 or max(abs(value.lo), abs(value.hi)) > WHOLE
+        return (WILD if value.finite else BROKEN) if wraps else value
+    if not dtype.is_floating_point or not value.finite:
+        return value
+    most = torch.finfo(dtype).max * (
+        0.5 if dtype is torch.float16 else 1.0
+    )  # elsewhere an activation is less than half a step there
+    lo = NEG_INF if NEG_INF < value.lo < -most else value.lo
+    hi = -NEG_INF if most < value.hi < -NEG_INF else value.hi
+    return value if (lo, hi) == (value.lo, value.hi) else replace(value, lo=lo, hi=hi, finite=False)
+
+
+def _times(call: Described, values: Sequence[Value]) -> Value:
+    """A product: with a known number a scaled activation; of two equal operands a square."""
     both = [*values, *([_other(call, values)] if len(values) == 1 else [])]
     for one, number in (both, both[::-1]):
         if number.exact and number.finite:
-            return one.scaled(number.lo)
-    if not any(v.about for v in both) and all(v.finite for v in both):
-        ends = [a * b for a in (both[0].lo, both[0].hi) for b in (both[1].lo, both[1].hi)]
-        return None if any(map(math.isnan, ends)) else Value(min(ends), max(ends))
-    return None
+            return _fitted(call, one.scaled(number.lo))
+    result = generic(call.node, both)
+    square = len(call.operands) > 1 and call.operands[0] is call.operands[1]
+    return replace(result, least=max(result.least, 0.0)) if square and result.about else result
 
 
 def _clamp(call: Described, value: Value) -> Value:
@@ -255,28 +323,19 @@ def _clamp(call: Described, value: Value) -> Value:
     low = 0.0 if call.node.target is aten.relu.default else low
     if not all(b is None or isinstance(b, (int, float)) for b in (low, high)) or not value.finite:
         return BROKEN
-    lo, hi = (NEG_INF, -NEG_INF) if value.about else (value.lo, value.hi)
-    lo = lo if low is None else max(lo, low)
-    hi = hi if high is None else min(hi, high)
-    if lo == NEG_INF or (hi == -NEG_INF and not value.tame):
-        return Value(lo, hi)
-    return Value(lo, max(lo, hi))
+    if high is None and value.tame and low is not None and abs(low) <= TAME:
+        least = max(float(low), value.least)
+        return Value(max(value.lo, low), max(value.hi, low), True, True, least if least >= TINY or least < 0 else 0.0)
+    lo = NEG_INF if low is None else float(low)
+    hi = -NEG_INF if high is None else float(high)
+    return Value(min(lo, hi), hi)
 
 
-def _evaluate(call: Described, numbers: Sequence[float]) -> Value:
-    """Run the op itself on the numbers, in the operands' own dtypes."""
-    given = iter(numbers)
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor):
-            return torch.tensor(next(given)).to(value.meta["val"].dtype)
-        if isinstance(value, (list, tuple)):
-            return [fill(v) for v in value]
-        return value
-
-    args = [fill(a) for a in call.node.args]
-    kwargs = {k: fill(v) for k, v in call.node.kwargs.items()}
-    if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
-        return BROKEN  # a size as a number: not a constant
-    result = float(call.node.target(*args, **kwargs))  # type: ignore[operator]
-    return BROKEN if math.isnan(result) else Value.of(result)
+def _cast(call: Described, value: Value) -> Value:
+    """Another dtype: narrower ones overflow, whole numbers are cut."""
+    dtype = call.node.meta["val"].dtype
+    if dtype is torch.bool:
+        return TRUTH
+    if dtype.is_floating_point:
+        return _fitted(call, value)
+    return generic(call.node, [value]) if value.tame else (WILD if value.finite else BROKEN)

@@ -102,7 +102,7 @@ class Rule:
         held: what becomes of values that dropped tokens hold.
         sized: name of the argument that lists the output's sizes, rewritten when a token dim shrinks.
         absorbs: an operand with this value at a position decides the result there (0 for mul, False for and).
-        samples: real argument tuples for the law; at least one.
+        samples: real argument tuples for the law, at least one; a dict at the end holds keyword arguments.
         where: file:line of the registration.
     """
 

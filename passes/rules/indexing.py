@@ -70,6 +70,54 @@ def _ordered(call: Call) -> Factors:
     return Factors((letters,), tuple(outs for _ in call.outs), rigid=frozenset({letters[dim], "out"}))
 
 
+def _extreme(call: Call) -> Factors:
+    """Values and positions along one dim, which may vanish."""
+    letters = names(call.tensors[0].rank)
+    (dim,) = call.dims("dim", len(letters))
+    keeps = call.args.get("keepdim")
+    outs = tuple(None if d == dim else f for d, f in enumerate(letters) if keeps or d != dim)
+    return Factors((letters,), tuple(outs for _ in call.outs), rigid=frozenset({letters[dim]}))
+
+
+def _scan(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    (dim,) = call.dims("dim", len(letters))
+    return Factors((letters,), tuple(letters for _ in call.outs), rigid=frozenset({letters[dim]}))
+
+
+def _index(call: Call) -> Factors:
+    """One index of whole numbers takes rows of one dim; several together, or a mask, are read by position."""
+    data = call.tensors[0]
+    asked = [(d, i) for d, i in enumerate(call.args["indices"]) if i is not None]
+    if len(asked) == 1 and asked[0][1].dtype not in (torch.bool, torch.uint8):
+        (dim, index), letters = asked[0], names(data.rank)
+        places = names(index.rank, "i")
+        ins = (tuple("rows" if d == dim else f for d, f in enumerate(letters)), places)
+        return Factors(ins, ((*letters[:dim], *places, *letters[dim + 1 :]),), rigid=frozenset({"rows"}))
+    every = tuple(names(t.rank, f"in{i}.") for i, t in enumerate(call.tensors))
+    outs = names(call.out.rank, "out")
+    return Factors(every, (outs,), rigid=frozenset({*outs, *(f for dims in every for f in dims)}))
+
+
+def _scatter(call: Call) -> Factors:
+    letters = names(call.out.rank)
+    dim = int(call.args["dim"]) % call.out.rank
+    index = call.tensors[1]
+    short = {d for d in range(call.out.rank) if d != dim and any(t.shape[d] != call.out.shape[d] for t in call.tensors[1:])}
+    rigid = {letters[d] for d in {dim, *short}}
+    ins = [letters]
+    for i, _ in enumerate(call.tensors[1:]):
+        ins.append(tuple(f"in{i}.{d}" if d == dim or d in short else f for d, f in enumerate(letters)))
+        rigid |= {f"in{i}.{d}" for d in {dim, *short}}
+    assert index.rank == call.out.rank
+    return Factors(tuple(ins), (letters,), rigid=frozenset(rigid))
+
+
+def _bucketize(call: Call) -> Factors:
+    letters = names(call.out.rank)
+    return Factors((letters, ("edges",)), (letters,), rigid=frozenset({"edges"}))
+
+
 def _data() -> torch.Tensor:
     return torch.randn(4, 5, 3)
 
@@ -92,3 +140,26 @@ register(
 register(aten.index_select.default, _index_select, lambda: [(torch.randn(4, 7, 3), 1, torch.randint(0, 7, (5,)))], held=Held.PICK)
 register(aten.topk.default, _ordered, lambda: [(torch.randn(4, 5, 6), 2)])
 register(aten.sort.default, _ordered, lambda: [(torch.randn(4, 5, 6),)])
+for _op in (aten.max.dim, aten.min.dim, aten.median.dim, aten.mode.default):
+    register(_op, _extreme, lambda: [(_data(), 1), (_data(), 1, True)])
+register(aten.kthvalue.default, _extreme, lambda: [(_data(), 2, 1), (_data(), 2, 1, True)])
+for _op in (aten.cummax.default, aten.cummin.default):
+    register(_op, _scan, lambda: [(_data(), 1)])
+register(
+    aten.index.Tensor,
+    _index,
+    lambda: [
+        (_data(), [None, torch.randint(0, 5, (6,))]),
+        (torch.randn(7, 3), [torch.randint(0, 7, (4, 5))]),
+        (_data(), [torch.randint(0, 4, (6,)), torch.randint(0, 5, (6,))]),
+        (_data(), [torch.randn(4, 5) > 0]),
+    ],
+    held=Held.PICK,
+)
+register(
+    aten.scatter.value,
+    _scatter,
+    lambda: [(_data(), 2, torch.randint(0, 3, (4, 5, 2)), 1.5), (_data(), 2, torch.randint(0, 3, (4, 2, 2)), 1.5)],
+)
+register(aten.scatter.src, _scatter, lambda: [(_data(), 2, torch.tensor([0, 2]).expand(4, 5, 2), torch.randn(4, 5, 2))])
+register(aten.bucketize.Tensor, _bucketize, lambda: [(_data(), torch.tensor([-1.0, 0.0, 1.0, 2.0]))])

@@ -9,7 +9,7 @@ For every factor that is not rigid, some positions are dropped:
 A plugin author calls ``breaches(RULES[op])`` in a test; an empty list is a lawful rule.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Case:
     Attributes:
         rule: the rule.
         args: the arguments, real tensors among them.
+        kwargs: those that the op takes by keyword only; the last of a sample's arguments where it is a dict.
         node: the call as a graph node, its metadata real.
         factors: what the rule says of it.
         tensors: the tensor arguments in order.
@@ -38,6 +39,7 @@ class Case:
 
     rule: Rule
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     node: fx.Node
     factors: Factors
     tensors: tuple[Tensor, ...]
@@ -65,14 +67,15 @@ def cases(rule: Rule, seed: int = 0) -> Iterator[Case]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         samples = rule.samples()
-    for args in samples:
+    for sample in samples:
+        args, kwargs = (sample[:-1], sample[-1]) if sample and isinstance(sample[-1], dict) else (sample, {})
         graph = fx.Graph()
-        result = rule.op(*args)
-        node = graph.call_function(rule.op, _map(args, lambda tensor, graph=graph: _input(graph, tensor)))
+        result = rule.op(*args, **kwargs)
+        node = graph.call_function(rule.op, _map(args, lambda tensor, graph=graph: _input(graph, tensor)), kwargs)
         node.meta["val"] = result
         tensors = tuple(n.meta["val"] for n in tensor_nodes(node))
         results = (result,) if isinstance(result, Tensor) else tuple(result)
-        yield Case(rule, tuple(args), node, rule.factors(call_of(node)), tensors, results)
+        yield Case(rule, tuple(args), kwargs, node, rule.factors(call_of(node)), tensors, results)
 
 
 def breaches(rule: Rule, seed: int = 0) -> list[str]:
@@ -164,7 +167,7 @@ def run(case: Case, tensors: Sequence[Tensor], sizes: Sequence[int] | None = Non
     args = bind(case.rule.op, _map(case.args, lambda _: next(given)), {})
     if sizes is not None:
         args[case.rule.sized] = list(sizes)
-    result = case.rule.op(*args.values())
+    result = case.rule.op(*args.values(), **case.kwargs)
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 

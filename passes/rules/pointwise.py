@@ -13,10 +13,13 @@ aten = torch.ops.aten
 
 
 def aligned(meta: Meta, out: Meta) -> tuple[str | None, ...]:
-    """The factor of each dim of an operand that broadcasts to ``out``; a broadcast dim has none."""
+    """The factor of each dim of an operand that broadcasts to ``out``; a dim of size 1 that is spread out has none.
+
+    Only the literal 1 is spread: any other size is the result's, however it is written (a slice up to N has size ``Min(64, N)``).
+    """
     letters = names(out.rank)[out.rank - meta.rank :]
     sizes = out.shape[out.rank - meta.rank :]
-    return tuple(f if s == o or o == 1 else None for f, s, o in zip(letters, meta.shape, sizes, strict=True))
+    return tuple(f if s != 1 or o == 1 else None for f, s, o in zip(letters, meta.shape, sizes, strict=True))
 
 
 def _factors(call: Call) -> Factors:
@@ -81,7 +84,40 @@ pointwise(
     aten.silu.default, aten.erf.default, aten.sin.default, aten.cos.default, aten.clone.default, aten.sign.default, aten.floor.default,
     samples=_one,
 )  # fmt: skip
+pointwise(
+    aten.elu.default, aten.selu.default, aten.celu.default, aten.mish.default, aten.hardswish.default, aten.hardsigmoid.default,
+    aten.hardtanh.default, aten.relu6.default, aten.leaky_relu.default, aten.softplus.default, aten.log_sigmoid.default,
+    aten.round.default, aten.ceil.default, aten.trunc.default, aten.frac.default, aten.expm1.default, aten.exp2.default,
+    aten.erfc.default, aten.sinh.default, aten.cosh.default, aten.tan.default, aten.atan.default, aten.sgn.default,
+    aten.nan_to_num.default, aten.isnan.default, aten.isinf.default, aten.isfinite.default, aten.reciprocal.default,
+    samples=_one,
+)  # fmt: skip
+pointwise(
+    aten.log1p.default, aten.log2.default, aten.log10.default, aten.acosh.default, samples=lambda: [(_x(4, 5, 3).abs() + 1,)]
+)
+pointwise(aten.logit.default, samples=lambda: [(torch.rand(4, 5, 3), 1e-6), (torch.rand(4, 5, 3) / 2 + 0.1,)])
+pointwise(aten.round.decimals, samples=lambda: [(_x(4, 5, 3), {"decimals": 2})])
+pointwise(aten.div.Tensor_mode, samples=lambda: [(_x(4, 5, 3), _x(5, 1).abs() + 1, {"rounding_mode": "floor"})])
+pointwise(aten.div.Scalar_mode, samples=lambda: [(_x(4, 5, 3), 2.0, {"rounding_mode": "trunc"})])
+pointwise(aten.threshold.default, samples=lambda: [(_x(4, 5, 3), 0.1, -2.0)])
+pointwise(
+    aten.fmax.default, aten.fmin.default, aten.atan2.default, aten.hypot.default, aten.logaddexp.default, aten.heaviside.default,
+    aten._prelu_kernel.default, samples=_pairs,
+)  # fmt: skip
+pointwise(
+    aten.remainder.Tensor, aten.fmod.Tensor, aten.floor_divide.default, aten.clamp_min.Tensor, aten.clamp_max.Tensor,
+    samples=_positive,
+)  # fmt: skip
+pointwise(aten.pow.Tensor_Tensor, aten.special_xlogy.default, samples=lambda: [(_x(4, 5, 3).abs() + 1, _x(5, 1).abs() + 1)])
+pointwise(aten.clamp.Tensor, samples=lambda: [(_x(4, 5, 3), -_x(3).abs(), _x(5, 1).abs())])
 pointwise(aten.sqrt.default, aten.rsqrt.default, aten.log.default, samples=lambda: [(_x(4, 5, 3).abs() + 1,)])
+pointwise(aten.remainder.Scalar, aten.fmod.Scalar, aten.clamp_max.default, samples=_scalar)
+pointwise(aten.pow.Scalar, samples=lambda: [(2.0, _x(4, 5, 3))])
+pointwise(
+    aten.bitwise_and.Scalar, aten.bitwise_or.Scalar, aten.bitwise_xor.Scalar, aten.__and__.Scalar, aten.__or__.Scalar,
+    aten.__xor__.Scalar, aten.__lshift__.Scalar, aten.__rshift__.Scalar, samples=lambda: [(torch.randint(0, 4, (4, 5)), 1)],
+)  # fmt: skip
+pointwise(aten.__xor__.Tensor, samples=_bools)
 pointwise(aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.pow.Tensor_Scalar, aten.clamp_min.default, samples=_scalar)
 pointwise(aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.eq.Scalar, aten.ne.Scalar, samples=_scalar)
 pointwise(aten.mul.Scalar, aten.div.Scalar, aten.clamp.default, samples=_scalar)

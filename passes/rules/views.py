@@ -94,7 +94,9 @@ def _squeeze(call: Call) -> Factors:
 def _expand(call: Call) -> Factors:
     outs = names(call.out.rank)
     lead = call.out.rank - call.tensors[0].rank
-    ins = tuple(f if s == o else None for f, s, o in zip(outs[lead:], call.tensors[0].shape, call.out.shape[lead:], strict=True))
+    ins = tuple(
+        f if s != 1 or o == 1 else None for f, s, o in zip(outs[lead:], call.tensors[0].shape, call.out.shape[lead:], strict=True)
+    )
     return Factors((ins,), (outs,))
 
 
@@ -121,4 +123,91 @@ register(
     lambda: [(torch.randn(4, 1, 5), [4, 3, 5]), (torch.randn(5), [4, 5]), (torch.randn(4, 1, 5), [-1, 3, -1])],
     held=Held.COPY,
     sized="size",
+)
+
+
+def _repeat(call: Call) -> Factors:
+    """A dim that is repeated once stays; any other is laid end to end."""
+    source = call.tensors[0]
+    outs = list(names(call.out.rank, "out"))
+    lead = call.out.rank - source.rank
+    ins = list[str | None](names(source.rank))
+    rigid = set(outs)
+    for d, times in enumerate(call.args["repeats"][lead:]):
+        if times == 1:
+            rigid.discard(outs[lead + d])
+            outs[lead + d] = str(ins[d])
+        else:
+            rigid.add(str(ins[d]))
+    return Factors((tuple(ins),), (tuple(outs),), rigid=frozenset(rigid))
+
+
+def _interleaved(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    if call.args.get("dim") is None:
+        return Factors((letters,), (("out",),), rigid=frozenset({*letters, "out"}))
+    (dim,) = call.dims("dim", len(letters))
+    outs = tuple("out" if d == dim else f for d, f in enumerate(letters))
+    return Factors((letters,), (outs,), rigid=frozenset({letters[dim], "out"}))
+
+
+def _moved(call: Call) -> Factors:
+    """Positions along some dims change: all of them where none is named."""
+    letters = names(call.tensors[0].rank)
+    return Factors((letters,), (letters,), rigid=frozenset(letters[d] for d in call.dims("dims", len(letters))))
+
+
+def _triangle(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    return Factors((letters,), (letters,), rigid=frozenset(letters[-2:]))
+
+
+def _padded(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    pads = list(call.args["pad"])
+    grown = {len(letters) - 1 - i // 2 for i, p in enumerate(pads) if p != 0}
+    outs = tuple(f"out{d}" if d in grown else f for d, f in enumerate(letters))
+    return Factors((letters,), (outs,), rigid=frozenset({*(letters[d] for d in grown), *(outs[d] for d in grown)}))
+
+
+def _windows(call: Call) -> Factors:
+    letters = names(call.tensors[0].rank)
+    dim = int(call.args["dimension"]) % len(letters)
+    outs = (*("out" if d == dim else f for d, f in enumerate(letters)), "window")
+    return Factors((letters,), (outs,), rigid=frozenset({letters[dim], "out", "window"}))
+
+
+def _diagonal(call: Call) -> Factors:
+    """The main diagonal of two dims that run over the same positions keeps them; any other is read by position."""
+    letters = list(names(call.tensors[0].rank))
+    a, b = (int(call.args.get(name, default)) % len(letters) for name, default in (("dim1", 0), ("dim2", 1)))
+    rest = [f for d, f in enumerate(letters) if d not in (a, b)]
+    if call.args.get("offset", 0) == 0 and call.tensors[0].shape[a] == call.tensors[0].shape[b]:
+        letters[b] = letters[a]
+        return Factors((tuple(letters),), ((*rest, letters[a]),))
+    return Factors((tuple(letters),), ((*rest, "out"),), rigid=frozenset({letters[a], letters[b], "out"}))
+
+
+register(
+    aten.repeat.default, _repeat, lambda: [(torch.randn(4, 5, 3), [1, 1, 2]), (torch.randn(5, 3), [4, 1, 1])], held=Held.COPY
+)
+register(
+    aten.repeat_interleave.self_int,
+    _interleaved,
+    lambda: [(torch.randn(4, 5, 3), 2, -1), (torch.randn(4, 5), 2)],
+    held=Held.COPY,
+)
+register(aten.flip.default, _moved, lambda: [(torch.randn(4, 5, 3), [1]), (torch.randn(4, 5, 3), [-1])], held=Held.COPY)
+register(aten.roll.default, _moved, lambda: [(torch.randn(4, 5, 3), [1], [1]), (torch.randn(4, 5), [2])], held=Held.COPY)
+for _op in (aten.tril.default, aten.triu.default):
+    register(_op, _triangle, lambda: [(torch.randn(3, 5, 4),), (torch.randn(3, 4, 5, 5), 1)], held=Held.ZERO)
+register(
+    aten.constant_pad_nd.default, _padded, lambda: [(torch.randn(4, 5, 3), [0, 0, 1, 2], 2.0), (torch.randn(4, 5, 3), [0, 1])]
+)
+register(aten.unfold.default, _windows, lambda: [(torch.randn(4, 5, 3), 1, 2, 1)], held=Held.COPY)
+register(
+    aten.diagonal.default,
+    _diagonal,
+    lambda: [(torch.randn(6, 5, 5), 0, 1, 2), (torch.randn(6, 5, 4), 0, 1, 2), (torch.randn(5, 6, 5), 1, 0, -1)],
+    held=Held.ZERO,
 )

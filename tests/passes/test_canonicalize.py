@@ -7,6 +7,7 @@ import torch
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
+from tpcompile import ops
 from tpcompile.errors import NotDeterministic
 from tpcompile.passes import Canonicalize
 from tpcompile.program import Program
@@ -119,7 +120,7 @@ class Twice(nn.Module):
         return x * keep.unsqueeze(-1) + x * keep.unsqueeze(-1)
 
 
-def test_case_4_equal_expressions_are_computed_once(toy: Toy, show: Show, agree: Agree) -> None:
+def test_case_5_equal_expressions_are_computed_once(toy: Toy, show: Show, agree: Agree) -> None:
     program = Canonicalize()(toy(Twice()))
     assert_expected_inline(
         show(program),
@@ -155,3 +156,150 @@ def test_random_ops_are_refused(toy: Toy, model: nn.Module, op: str) -> None:
     assert error.where is not None
     assert error.where.file == __file__
     assert "rand_like" in error.where.source or "dropout" in error.where.source
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = ops.prune(x, keep)
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=keep.unsqueeze(1))
+
+
+def test_case_4_attention_is_products_and_a_softmax(toy: Toy, show: Show, agree: Agree) -> None:
+    program = Canonicalize()(toy(Attends()))
+    assert_expected_inline(
+        show(program),
+        """\
+program @ captured
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%prune: f32[1, n, 4] = tpcompile.prune.default(%x, %keep)
+%unsqueeze: bool[1, 1, n] = aten.unsqueeze.default(%keep, 1)
+%transpose_int: f32[1, 4, n] = aten.transpose.int(%prune, -2, -1)
+%matmul_default: f32[1, n, n] = aten.matmul.default(%prune, %transpose_int)
+%mul_tensor: f32[1, n, n] = aten.mul.Tensor(%matmul_default, 0.5)
+%where_scalar_other: f32[1, n, n] = aten.where.ScalarOther(%unsqueeze, %mul_tensor, -inf)
+%_safe_softmax_default: f32[1, n, n] = aten._safe_softmax.default(%where_scalar_other, -1)
+%matmul_default_1: f32[1, n, 4] = aten.matmul.default(%_safe_softmax_default, %prune)
+return (%matmul_default_1)""",
+    )
+    agree(Attends(), program)
+
+
+class Equations(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        heads = x.view(1, -1, 2, 2)
+        return torch.einsum("bhij,bjhd->bihd", torch.einsum("bihd,bjhd->bhij", heads, heads), heads)
+
+
+def test_case_4_an_equation_is_a_matmul(toy: Toy, show: Show, agree: Agree) -> None:
+    program = Canonicalize()(toy(Equations()))
+    assert_expected_inline(
+        show(program),
+        """\
+program @ captured
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%view: f32[1, n, 2, 2] = aten.reshape.default(%x, [1, -1, 2, 2])
+%permute_default: f32[1, 2, n, 2] = aten.permute.default(%view, [0, 2, 1, 3])
+%permute_default_1: f32[1, 2, 2, n] = aten.permute.default(%view, [0, 2, 3, 1])
+%matmul_default: f32[1, 2, n, n] = aten.matmul.default(%permute_default, %permute_default_1)
+%matmul_default_1: f32[1, 2, n, 2] = aten.matmul.default(%matmul_default, %permute_default)
+%permute_default_3: f32[1, n, 2, 2] = aten.permute.default(%matmul_default_1, [0, 2, 1, 3])
+return (%permute_default_3)""",
+    )
+    agree(Equations(), program)
+
+
+class Assigned(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y, mask = x.clone(), torch.zeros_like(keep, dtype=torch.float32)
+        y[~keep] = 0
+        mask[y[..., 0] < 0] = -1e4
+        y[:, 0] = 1.0
+        first, second = y.split([1, 3], -1)
+        return torch.cat([second, first], -1) + mask.unsqueeze(-1) + y.std(-1, keepdim=True) + y.max(-1, keepdim=True).values
+
+
+def test_case_4_assignments_splits_and_spreads(toy: Toy, show: Show, agree: Agree) -> None:
+    program = Canonicalize()(toy(Assigned()))
+    assert_expected_inline(
+        show(program),
+        """\
+program @ captured
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%zeros_like: f32[1, n] = aten.zeros_like.default(%keep, dtype=torch.float32, pin_memory=False)
+%bitwise_not: bool[1, n] = aten.bitwise_not.default(%keep)
+%unsqueeze_default: bool[1, n, 1] = aten.unsqueeze.default(%bitwise_not, -1)
+%where_self: f32[1, n, 4] = aten.where.self(%unsqueeze_default, %c_captured_lifted_tensor_0, %x)
+%select_1: f32[1, n] = aten.select.int(%where_self, 2, 0)
+%lt: bool[1, n] = aten.lt.Scalar(%select_1, 0)
+%where_self_1: f32[1, n] = aten.where.self(%lt, %c_captured_lifted_tensor_1, %zeros_like)
+%expand_default: f32[1, 4] = aten.expand.default(%c_captured_lifted_tensor_2, [1, 4])
+%sym_size_int: SymInt = aten.sym_size.int(%where_self, 1)
+%arange_default: i64[n] = aten.arange.default(%sym_size_int)
+%unsqueeze_default_1: i64[n, 1] = aten.unsqueeze.default(%arange_default, -1)
+%eq_scalar: bool[n, 1] = aten.eq.Scalar(%unsqueeze_default_1, 0)
+%unsqueeze_default_2: f32[1, 1, 4] = aten.unsqueeze.default(%expand_default, 1)
+%where_self_2: f32[1, n, 4] = aten.where.self(%eq_scalar, %unsqueeze_default_2, %where_self)
+%slice_tensor: f32[1, n, 3] = aten.slice.Tensor(%where_self_2, 2, 1, 4)
+%slice_tensor_1: f32[1, n, 1] = aten.slice.Tensor(%where_self_2, 2, 0, 1)
+%cat: f32[1, n, 4] = aten.cat.default([%slice_tensor, %slice_tensor_1], -1)
+%unsqueeze_1: f32[1, n, 1] = aten.unsqueeze.default(%where_self_1, -1)
+%add_37: f32[1, n, 4] = aten.add.Tensor(%cat, %unsqueeze_1)
+%sum_dim_int_list: f32[1, n, 1] = aten.sum.dim_IntList(%where_self_2, [2], True)
+%div_tensor: f32[1, n, 1] = aten.div.Tensor(%sum_dim_int_list, 4)
+%sub_tensor: f32[1, n, 4] = aten.sub.Tensor(%where_self_2, %div_tensor)
+%mul_tensor: f32[1, n, 4] = aten.mul.Tensor(%sub_tensor, %sub_tensor)
+%sum_dim_int_list_1: f32[1, n, 1] = aten.sum.dim_IntList(%mul_tensor, [2], True)
+%div_tensor_1: f32[1, n, 1] = aten.div.Tensor(%sum_dim_int_list_1, 3)
+%sqrt_default: f32[1, n, 1] = aten.sqrt.default(%div_tensor_1)
+%add_44: f32[1, n, 4] = aten.add.Tensor(%add_37, %sqrt_default)
+%amax_default: f32[1, n, 1] = aten.amax.default(%where_self_2, [-1], True)
+%add_54: f32[1, n, 4] = aten.add.Tensor(%add_44, %amax_default)
+return (%add_54)""",
+    )
+    agree(Assigned(), program)
+
+
+class Blocks(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        a = torch.baddbmm(x, x, torch.eye(4).unsqueeze(0), alpha=0.5)
+        a = nn.functional.pad(a, (1, 0), value=2.0)[..., :4] + x.new_full((1, 1, 4), 3.0)
+        return a.repeat(1, 1, 1) + keep.unsqueeze(-1).repeat(1, 1, 4) * torch.lerp(x, a, 0.5)
+
+
+def test_case_4_eyes_edges_and_repeats(toy: Toy, show: Show, agree: Agree) -> None:
+    program = Canonicalize()(toy(Blocks()))
+    assert_expected_inline(
+        show(program),
+        """\
+program @ captured
+input %x: f32[1, n, 4]
+input %keep: bool[1, n]
+%arange_default: i64[4] = aten.arange.default(4)
+%unsqueeze_default: i64[4, 1] = aten.unsqueeze.default(%arange_default, 1)
+%unsqueeze_default_1: i64[1, 4] = aten.unsqueeze.default(%arange_default, 0)
+%eq_tensor: bool[4, 4] = aten.eq.Tensor(%unsqueeze_default, %unsqueeze_default_1)
+%_to_copy_default: f32[4, 4] = aten._to_copy.default(%eq_tensor, dtype=torch.float32)
+%unsqueeze: f32[1, 4, 4] = aten.unsqueeze.default(%_to_copy_default, 0)
+%bmm_default: f32[1, n, 4] = aten.bmm.default(%x, %unsqueeze)
+%mul_tensor: f32[1, n, 4] = aten.mul.Tensor(%bmm_default, 0.5)
+%add_tensor: f32[1, n, 4] = aten.add.Tensor(%mul_tensor, %x)
+%slice_tensor: f32[1, n, 1] = aten.slice.Tensor(%add_tensor, 2, 0, 1)
+%full_like_default: f32[1, n, 1] = aten.full_like.default(%slice_tensor, 2.0)
+%expand_default: f32[1, n, 1] = aten.expand.default(%full_like_default, [-1, -1, 1])
+%cat_default: f32[1, n, 5] = aten.cat.default([%expand_default, %add_tensor], 2)
+%slice_1: f32[1, n, 4] = aten.slice.Tensor(%cat_default, 2, 0, 4)
+%full_default: f32[1, 1, 4] = aten.full.default([1, 1, 4], 3.0, dtype=torch.float32)
+%add_9: f32[1, n, 4] = aten.add.Tensor(%slice_1, %full_default)
+%unsqueeze_1: bool[1, n, 1] = aten.unsqueeze.default(%keep, -1)
+%expand_default_1: bool[1, n, 4] = aten.expand.default(%unsqueeze_1, [-1, -1, 4])
+%sub_tensor: f32[1, n, 4] = aten.sub.Tensor(%add_9, %x)
+%mul_tensor_1: f32[1, n, 4] = aten.mul.Tensor(%sub_tensor, 0.5)
+%add_tensor_1: f32[1, n, 4] = aten.add.Tensor(%x, %mul_tensor_1)
+%mul_21: f32[1, n, 4] = aten.mul.Tensor(%expand_default_1, %add_tensor_1)
+%add_28: f32[1, n, 4] = aten.add.Tensor(%add_9, %mul_21)
+return (%add_28)""",
+    )
+    agree(Blocks(), program)
