@@ -1,17 +1,25 @@
 """The graph-rewriting passes. The order is the page: ``DEFAULT`` is the whole pipeline."""
 
+from collections.abc import Sequence
+
 from tpcompile.passes.base import Dump, GraphPass, Hook, Pipeline
 from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
 from tpcompile.passes.mark import Mark
 from tpcompile.passes.place import Place
+from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
 
-def pipeline(batch: str = "one") -> Pipeline:
-    """The whole pipeline for a batch policy, ``one`` or ``ragged``."""
-    return Pipeline((Canonicalize(), Mark(batch), Place(), Compact(), Cleanup()))
+def pipeline(batch: str = "one", assume_masked: Sequence[str] = ()) -> Pipeline:
+    """The whole pipeline.
+
+    Args:
+        batch: policy, ``one`` or ``ragged``.
+        assume_masked: sites whose dropped tokens are taken to be masked where that cannot be proved.
+    """
+    return Pipeline((Canonicalize(), Recognise(batch), Mark(batch), Place("+".join(assume_masked)), Compact(), Cleanup()))
 
 
 DEFAULT = pipeline()
@@ -30,6 +38,7 @@ __all__ = [
     "Mark",
     "Pipeline",
     "Place",
+    "Recognise",
     "pipeline",
     "verify",
 ]

@@ -12,8 +12,11 @@ from torch._ops import OpOverload
 
 from tpcompile.axes import Factors, parse
 from tpcompile.ops import PRUNE, RESTORE
-from tpcompile.passes.rules import RULES, Rule, call_of, tensor_nodes
+from tpcompile.passes.rules import RULES, Held, Rule, call_of, tensor_nodes
 from tpcompile.passes.rules.base import size
+
+LOOSE = "loose"
+"""How the factor of a dim begins that a rule says nothing of."""
 
 Key = tuple[str, int, int]
 """(node, output, dim)."""
@@ -130,6 +133,11 @@ class AxesMap:
                 self._union([(source.name, output, d), (node.name, 0, d)])
 
 
+def broadcasting(call: Described) -> bool:
+    """Whether an op aligns its operands' dims from the right, so that a dim of size 1 may be put in front of one."""
+    return call.rule is not None and (call.rule.held is Held.MAP or call.node.target is torch.ops.aten.matmul.default)
+
+
 def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
     """The factors of one call; None for ops without tensor inputs or outputs (sizes, assertions, constants)."""
     value = node.meta.get("val")
@@ -144,12 +152,12 @@ def describe(node: fx.Node, operands: tuple[fx.Node, ...]) -> Described | None:
 
 
 def _guarded(factors: Factors, operands: tuple[fx.Node, ...]) -> Factors:
-    """A dim without a factor is broadcast, so it has size 1; any other would escape every proof: it becomes rigid."""
+    """A dim without a factor is broadcast, so it has size 1; any other would escape every proof: it becomes rigid and is refused."""
     absent = [(i, d) for i, dims in enumerate(factors.ins) for d, f in enumerate(dims) if f is None]
     loose = {(i, d) for i, d in absent if size(operands[i].meta["val"].shape[d]) != 1}
     if not loose:
         return factors
     ins = tuple(
-        tuple(f"loose{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins)
+        tuple(f"{LOOSE}{i}.{d}" if (i, d) in loose else f for d, f in enumerate(dims)) for i, dims in enumerate(factors.ins)
     )
-    return replace(factors, ins=ins, rigid=factors.rigid | {f"loose{i}.{d}" for i, d in loose})
+    return replace(factors, ins=ins, rigid=factors.rigid | {f"{LOOSE}{i}.{d}" for i, d in loose})

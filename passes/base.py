@@ -1,6 +1,7 @@
 """The pass contract and the pipeline: a pass is a frozen value, ``Program -> Program``, and states which stage it takes and gives."""
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,7 +10,7 @@ from typing import ClassVar
 
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
-from tpcompile.errors import StageError, TpcompileError, UsageError
+from tpcompile.errors import StageError, TpcompileError, UsageError, first_line
 from tpcompile.passes.verify import verify
 from tpcompile.program import Program, Stage
 
@@ -47,6 +48,9 @@ def share(program: Program) -> Program:
     result = CSEPass()(draft)
     return program.adopt(result.graph_module) if result is not None and result.modified else program
 
+
+STEP = re.compile(r"(\w+)(?:\{([^{}]*=[^{}]*)\})?")
+"""``name`` or ``name{option=value,...}``."""
 
 Hook = Callable[[GraphPass, Program, Program, float], None]
 """Called after each pass with the pass, the program before and after, and the seconds it took."""
@@ -86,6 +90,11 @@ class Pipeline:
                 earlier = ", ".join(p.name for p in self.passes[:index])
                 error.during = error.during or f"{step.name}" + (f", after {earlier}" if earlier else "")
                 raise
+            except Exception as error:
+                raise StageError(
+                    f"pass {step.name} failed: {first_line(error)}",
+                    fix="this is a bug: rerun with --dump-ir DIR and report the dump",
+                ) from error
             if hook is not None:
                 hook(step, before, program, time.perf_counter() - begin)
         return program
@@ -95,16 +104,22 @@ class Pipeline:
 
     @classmethod
     def parse(cls, text: str, known: Mapping[str, type[GraphPass]]) -> "Pipeline":
-        """Read ``"canonicalize,mark,place,compact,cleanup"`` back.
+        """Read ``"canonicalize,recognise,mark{batch=ragged},place,compact,cleanup"`` back.
 
         Raises:
-            UsageError: an unknown pass.
+            UsageError: an unknown pass or option.
         """
-        names = [name.strip() for name in text.split(",")]
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise UsageError(f"unknown pass: {', '.join(unknown)}", fix=f"passes are {', '.join(known)}")
-        return cls(tuple(known[name]() for name in names))
+        found = [STEP.fullmatch(step.strip()) for step in re.split(r",(?![^{]*})", text)]
+        steps = [(match[1], dict(pair.split("=", 1) for pair in (match[2] or "").split(",") if pair)) for match in found if match]
+        unknown = [name for name, _ in steps if name not in known]
+        if unknown or not all(found):
+            raise UsageError(f"unknown pass: {', '.join(unknown) or text}", fix=f"passes are {', '.join(known)}")
+        try:
+            return cls(tuple(known[name](**options) for name, options in steps))
+        except TypeError as error:
+            raise UsageError(
+                f"unknown option: {error}", fix="`tpcompile passes show NAME` lists the options of a pass"
+            ) from error
 
 
 class Dump:

@@ -19,9 +19,9 @@ from torch import fx
 from tpcompile.axes import Factors
 from tpcompile.errors import RigidAxis
 from tpcompile.ops import COMPACT, PRUNE, PUT, RESTORE, TAKE
-from tpcompile.passes.axesmap import AxesMap, Described, describe
+from tpcompile.passes.axesmap import AxesMap, Described, broadcasting, describe
 from tpcompile.passes.base import GraphPass
-from tpcompile.passes.rules import Held, bind, tensor_nodes
+from tpcompile.passes.rules import bind, tensor_nodes
 from tpcompile.program import Program, Site, Stage, where_of
 from tpcompile.text import line
 
@@ -220,13 +220,15 @@ class _Rewrite:
         if len(own) == 1:
             return _Rows(node, dim, own[0])
         rank, out = source.meta["val"].dim(), call.node.meta["val"].dim()
-        broadcasts = call.rule is not None and (call.rule.held is Held.MAP or call.node.target is aten.matmul.default)
+        broadcasts = broadcasting(call) and (
+            call.node.target is not aten.matmul.default or rank > 1
+        )  # matmul has vectors of its own
         batch = (there or [0])[0] - (out - rank)
         broadcasts = broadcasts and (batch < 0 or source.meta["val"].shape[batch] == 1)
         if own or len(there) != 1 or not broadcasts:
             raise RigidAxis(
-                f"{call.node.target} reads a table over tokens that all samples share, and each sample needs other rows of it",
-                where=where_of(call.node), node=line(call.node), fix="expand the table to the batch before, or export with batch one",
+                f"{call.node.target} reads tokens of a tensor without one batch dim, and each sample needs other rows of it",
+                where=where_of(call.node), node=line(call.node), fix="give the tensor the batch dim before, or export with batch one",
             )  # fmt: skip
         lifted = max(-batch, 0)
         for _ in range(lifted if node is source else 0):
@@ -246,8 +248,8 @@ class _Rewrite:
             return self.alive[source.name, new]
         positions = self._positions(old, new, at)
         if batch is None:
-            return self._once((source.name, dim, new), at, aten.index_select.default, source, dim, positions)
-        return self._once((source.name, dim, new), at, TAKE, source, positions, batch, dim)
+            return self._once((source.name, dim, None, new), at, aten.index_select.default, source, dim, positions)
+        return self._once((source.name, dim, batch, new), at, TAKE, source, positions, batch, dim)
 
     def _once(self, key: tuple[Any, ...], at: fx.Node, target: Any, *args: Any) -> fx.Node:
         if key not in self.made:

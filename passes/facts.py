@@ -22,6 +22,7 @@ from torch import fx
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
+from tpcompile.passes.masks import Binary, Said, said
 from tpcompile.passes.rules import Held
 from tpcompile.passes.values import SELECTS, TRUE, UNKNOWN, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
 
@@ -29,7 +30,6 @@ LIVE = -1
 """The class of tokens that no site drops."""
 
 aten = torch.ops.aten
-_ANDS = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,18 @@ class Facts:
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
         self.attended: list[fx.Node] = []
-        implied = self._implied({n.name: n for n in graph.nodes})
+        binary, nodes = Binary(axes, constants), {n.name: n for n in graph.nodes}
+        told: dict[str, list[tuple[int, Said]]] = {}
+        for name, cls in keeps.items():
+            for one in said(nodes[name], axes, binary):
+                told.setdefault(one.node.name, []).append((cls, one))
         for node in graph.nodes:
             fact = self._start(node, constants)
             if node.name in keeps:
                 self.before[node.name] = fact
-                fact = self._decided(fact, keeps[node.name], ZERO)
-            for cls in implied.get(node.name, ()):
-                fact = self._decided(fact, cls, None)
+                fact = self._decided(fact, keeps[node.name], Said(node, 1, alive=True, same=True))
+            for cls, one in told.get(node.name, ()):
+                fact = self._decided(fact, cls, one)
             self.known[node.name] = fact
 
     def __getitem__(self, node: fx.Node) -> Fact:
@@ -89,32 +93,28 @@ class Facts:
 
     def first_kept(self, upto: int) -> bool:
         """Whether position 0 survives sites 1..upto in every run."""
-        return all(self.known[n].at(1, 0) == TRUE for n, k in self.keeps.items() if k <= upto)
+        return all(n in self.known and self.known[n].at(1, 0) == TRUE for n, k in self.keeps.items() if k <= upto)
 
     def masked(self, fact: Fact, dim: int) -> dict[int, Value]:
-        """The classes along a dim that lie so far below every other that a softmax or max over them all never picks one."""
+        """The classes along a dim that lie so far below every other that a softmax or max over them all never picks one.
+
+        Far below position 0 is enough: it is stored in every run.
+        """
         values = {cls: fact.at(dim, cls) for cls in self.classes if cls != 0}
         low = {cls for cls, value in values.items() if cls > 0 and value.below(values[LIVE])}
         others = [value for cls, value in values.items() if cls not in low]
-        return {cls: values[cls] for cls in sorted(low) if all(values[cls].below(other) for other in others)}
+        first = fact.at(dim, 0)
+        return {
+            cls: value
+            for cls, value in sorted(values.items())
+            if cls > 0 and (value.below(first) or (cls in low and all(value.below(other) for other in others)))
+        }
 
-    def _implied(self, nodes: Mapping[str, fx.Node]) -> dict[str, set[int]]:
-        """Where a conjunction is true both sides are: masks that a keep mask contains, with the classes of those keep masks."""
-        found: dict[str, set[int]] = {}
-        for name, cls in self.keeps.items():
-            stack = [nodes[name]]
-            while stack:
-                node = stack.pop()
-                for operand in node.args if node.target in _ANDS else ():
-                    if isinstance(operand, fx.Node) and operand.meta["val"].shape == node.meta["val"].shape:
-                        found.setdefault(operand.name, set()).add(cls)
-                        stack.append(operand)
-        return found
-
-    def _decided(self, fact: Fact, cls: int, own: Value | None) -> Fact:
+    def _decided(self, fact: Fact, cls: int, one: Said) -> Fact:
         """A keep mask is False at its own class by definition, and True at later ones and at the living: they were not dropped."""
-        held = {(1, k): TRUE for k in self.classes if k > cls or k == LIVE}
-        return replace(fact, held={**fact.held, **held, **({(1, cls): own} if own is not None else {})})
+        held = {(one.dim, k): TRUE if one.alive else ZERO for k in self.classes if k > cls or k == LIVE}
+        own = {(one.dim, cls): ZERO if one.alive else TRUE} if one.same else {}
+        return replace(fact, held={**fact.held, **held, **own})
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
         if node.op == "placeholder":

@@ -1,8 +1,9 @@
 """captured -> marked: find the sites.
 
 1. each distinct keep mask of a ``tpcompile::prune`` node is one site; nodes that share a mask share the site;
-2. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``; B is 1, or any number where the batch is ragged;
-3. a program without a site is refused: it is dense.
+2. ``restore`` gets rows and a base of one shape and dtype;
+3. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``; B is 1, or any number where the batch is ragged;
+4. a program without a site is refused: it is dense.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from torch import fx
 
 from tpcompile.axes import TokenSet
 from tpcompile.errors import MarkError
-from tpcompile.ops import PRUNE
+from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.base import GraphPass
 from tpcompile.program import Program, Site, Stage, where_of
 from tpcompile.text import line
@@ -31,6 +32,8 @@ class Mark(GraphPass):
     def run(self, program: Program) -> Program:
         """Return the program with its sites."""
         sites: dict[str, Site] = {}
+        for node in program.graph.find_nodes(op="call_function", target=RESTORE):
+            _check_restore(node, *(a.meta["val"] for a in node.args))
         report = []
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target is PRUNE:
@@ -67,6 +70,16 @@ def _check(node: fx.Node, x: Any, keep: Any, batch: str) -> None:
     message, fix = _policy(hidden.shape[0] == 1, mask.shape[0] == 1, batch)
     if message:
         raise MarkError(message, where=where_of(node), node=line(node), fix=fix)
+
+
+def _check_restore(node: fx.Node, x: Any, keep: Any, base: Any) -> None:
+    same = x.dim() == 3 and x.shape == base.shape and x.dtype == base.dtype
+    if not same or keep.shape != x.shape[:2] or keep.dtype is not torch.bool:
+        shown = ", ".join(f"{str(v.dtype).removeprefix('torch.')} {list(v.shape)}" for v in (x, keep, base))
+        raise MarkError(
+            f"restore takes x [B, N, C], keep bool [B, N] and base like x; it got {shown}",
+            where=where_of(node), node=line(node), fix="expand and cast the base to the hidden states' shape and dtype",
+        )  # fmt: skip
 
 
 def _policy(one: bool, one_mask: bool, batch: str) -> tuple[str, str]:

@@ -21,24 +21,33 @@ from typing import ClassVar
 from torch import fx
 
 from tpcompile.axes import NEG_INF, Placement
-from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
+from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold, UsageError
 from tpcompile.ops import PRUNE, RESTORE
-from tpcompile.passes.axesmap import AxesMap, Described
+from tpcompile.passes.axesmap import LOOSE, AxesMap, Described, broadcasting
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts
 from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
-from tpcompile.program import Program, Stage, where_of
+from tpcompile.program import Bound, Program, Stage, where_of
 from tpcompile.text import line
+
+UNDERFLOW = 104
+"""exp(-104) is 0 in float32."""
 
 
 @dataclass(frozen=True)
 class Place(GraphPass):
-    """Follow token axes and prove the sites; the module docstring lists the cases."""
+    """Follow token axes and prove the sites; the module docstring lists the cases.
+
+    Attributes:
+        assume_masked: sites, joined by ``+``, whose dropped tokens are taken to be masked where that cannot be proved. What is taken is
+            recorded among the program's assumptions, and ``validate`` compares the engine with the masked model all the same.
+    """
 
     name: ClassVar[str] = "place"
     takes: ClassVar[Stage] = Stage.MARKED
     gives: ClassVar[Stage] = Stage.PLACED
+    assume_masked: str = ""
 
     def run(self, program: Program) -> Program:
         """Return the program with placements, pinned sites and assumptions."""
@@ -54,13 +63,15 @@ class Place(GraphPass):
             )
         levels = Levels(program, axes)
         facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
-        pins = Proof(program, axes, levels, facts).check()
+        proof = Proof(program, axes, levels, facts, frozenset(filter(None, self.assume_masked.split("+"))))
+        pins = proof.check()
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
-        assumptions = (*program.assumptions, *dict.fromkeys(_assumptions(program, axes, facts)))
-        return replace(program, sites=sites, placements=placements, assumptions=assumptions)
+        assumptions = (*program.assumptions, *proof.assumed, *dict.fromkeys(_assumptions(program, axes, facts)))
+        bounds = tuple(_bounds(program, axes, facts))
+        return replace(program, sites=sites, placements=placements, assumptions=assumptions, bounds=bounds)
 
 
 class Levels:
@@ -156,14 +167,19 @@ class Levels:
         call = self.axes.calls.get(node.name)
         if call is None or call.factors is None or node.target in (PRUNE, RESTORE):
             return
-        if self.axes.samples and not self.axes.batch_dims(node):
-            return  # what all samples share is gathered where a reader has the batch
+        if self.axes.samples and not self._by_sample(call):
+            return
         blocked = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
         for dim in self.axes.token_dims(node):
             factor = call.factors.outs[0][dim]
             needs = [self._need(user, node, dim) for user in node.users]
             if factor is not None and factor not in blocked and needs:
                 self.of[node.name, dim] = max(self.get(node, dim), min(*needs, self.ready[node.name]))
+
+    def _by_sample(self, call: Described) -> bool:
+        """Whether the operands can be gathered where a call stands: what all samples share only where it can get the batch."""
+        shared = [n for n in call.operands if self.axes.token_dims(n) and not self.axes.batch_dims(n)]
+        return bool(self.axes.batch_dims(call.node)) and (not shared or broadcasting(call))
 
     def _need(self, user: fx.Node, node: fx.Node, dim: int) -> int:
         """The set a reader takes a token dim on."""
@@ -187,11 +203,25 @@ class Proof:
         axes: its token dims.
         levels: their sets.
         facts: what dropped tokens hold.
+        trusted: names of sites whose dropped tokens are taken to be masked wherever that cannot be proved.
+
+    Attributes:
+        assumed: what was taken on trust, one sentence each.
+
+    Raises:
+        UsageError: a trusted site does not exist.
     """
 
-    def __init__(self, program: Program, axes: AxesMap, levels: Levels, facts: Facts) -> None:
-        self.program, self.axes, self.levels, self.facts = program, axes, levels, facts
+    def __init__(
+        self, program: Program, axes: AxesMap, levels: Levels, facts: Facts, trusted: frozenset[str] = frozenset()
+    ) -> None:
+        self.program, self.axes, self.levels, self.facts, self.trusted = program, axes, levels, facts, trusted
         self.pins: dict[int, int] = {}
+        self.assumed: list[str] = []
+        unknown = trusted - {site.name for site in program.sites}
+        if unknown:
+            known = ", ".join(site.name for site in program.sites)
+            raise UsageError(f"assume_masked names no site: {', '.join(sorted(unknown))}", fix=f"sites are {known}")
 
     def check(self) -> dict[int, int]:
         """Return, per set, how many leading positions must be pinned."""
@@ -211,6 +241,8 @@ class Proof:
         for factor, level in self._pruned(call):
             if self.axes.mixes(call):
                 self._mixed(call, level)
+            if any(f.startswith(LOOSE) for f in call.factors.names):
+                self._rigid(call, level)
             if factor in call.factors.rigid:
                 self._rigid(call, level)
             elif factor in call.factors.folds:
@@ -231,6 +263,12 @@ class Proof:
         for cls in range(1, level + 1):
             if cls not in hidden:
                 site = self.program.sites[cls - 1]
+                if site.name in self.trusted:
+                    place = where_of(call.node)
+                    self.assumed.append(
+                        f"{place.short} ({place.module}): tokens that {site.name} dropped are masked, as the caller says"
+                    )
+                    continue
                 raise _error(
                     UnmaskedFold, call.node,
                     f"{call.node.target} combines over tokens that {site.name} ({site.where.short}) dropped, and nothing masks them there",
@@ -270,6 +308,7 @@ class Proof:
     def _site(self, call: Described) -> None:
         keep = call.operands[1]
         level = self.levels.get(call.node, 1)
+        self._one_axis(call)
         before = self.facts.before[keep.name]
         for cls in range(1, level):
             if before.at(1, cls) != ZERO:
@@ -280,8 +319,14 @@ class Proof:
                 )  # fmt: skip
         self._settled(keep, call.node, "the decision")
 
+    def _one_axis(self, call: Described) -> None:
+        if self.axes.token_dims(call.node) != [1]:
+            fix = "drop rows of hidden states [B, N, C], not of a map over tokens"
+            raise _error(TokenMismatch, call.node, "the channels of these rows are tokens as well", fix)
+
     def _restore(self, call: Described) -> None:
         x, keep, base = call.operands
+        self._one_axis(call)
         newest = max(self.levels.get(x, 1), self.levels.get(keep, 1))
         for cls in range(self.levels.get(base, 1) + 1, newest + 1):
             if self.facts[keep].at(1, cls) != ZERO:
@@ -331,7 +376,26 @@ def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]
             if finite and call.rule is not None and call.rule.held is Held.SAME:
                 yield f"{place.short} ({place.module}): the largest living value is above {max(finite):.0f}"
             elif finite:
-                yield f"{place.short} ({place.module}): living logits spread less than {-max(finite) - 104:.0f}: masked keys underflow to 0"
+                limit = -max(finite) - UNDERFLOW
+                yield f"{place.short} ({place.module}): living logits spread less than {limit:.0f}: masked keys underflow to 0"
+
+
+def _bounds(program: Program, axes: AxesMap, facts: Facts) -> Iterator[Bound]:
+    """Every softmax that hides dropped keys by a finite number."""
+    for call in axes.calls.values():
+        if call.factors is None or NEG_INF not in call.factors.folds.values() or call.rule is None or call.rule.held is Held.SAME:
+            continue
+        (logits, dim), batch = (
+            (call.operands[0], next(call.of(0, next(iter(call.factors.folds))))),
+            axes.batch_dims(call.operands[0]),
+        )
+        masked = {cls: value.hi for cls, value in facts.masked(facts[logits], dim).items() if value.hi != NEG_INF}
+        if masked and axes.is_token(logits, dim):
+            queries = [d for d in axes.token_dims(logits) if d != dim]
+            yield Bound(
+                logits.name, dim, batch[0] if batch else None, queries[0] if queries else None,
+                program.sites[max(masked) - 1].keep, -max(masked.values()) - UNDERFLOW, where_of(call.node),
+            )  # fmt: skip
 
 
 def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:

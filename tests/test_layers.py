@@ -11,15 +11,16 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
     ("errors",),
-    ("axes", "spec", "compat", "flops", "images", "recipe", "stats"),
+    ("axes", "spec", "compat", "flops", "frozen", "images", "recipe", "stats"),
     ("ops", "manifest", "patchview", "samples"),
     ("program", "models", "pictures"),
     ("text", "data", "capture", "onnxops", "passes.rules"),
     ("passes.axesmap", "emit"),
-    ("passes.values",),
+    ("passes.values", "passes.masks"),
     ("passes.facts", "passes.verify", "passes.cost"),
     ("passes.base",),
     ("passes.canonicalize", "passes.mark", "passes.place", "passes.compact", "passes.cleanup", "passes.dense"),
+    ("passes.recognise",),
     ("passes", "backends"),
     ("bundle", "agreement", "keptsets"),
     ("engine",),

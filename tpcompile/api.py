@@ -1,6 +1,8 @@
 """The journey as straight lines: lower, export, load, validate, bench."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tpcompile.bundle import Bundle, Vector
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data import load_data
 from tpcompile.engine import load, open_reference
-from tpcompile.errors import BackendUnavailable, UsageError
+from tpcompile.errors import BackendUnavailable, ParityError, UsageError
 from tpcompile.flops import Counts
 from tpcompile.images import CONFIG
 from tpcompile.latency import Latency, Slo
@@ -23,6 +25,7 @@ from tpcompile.latency import bench as measure_latency
 from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import Dump, pipeline
+from tpcompile.passes.place import UNDERFLOW
 from tpcompile.program import Program
 from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report import write as write_report
@@ -48,7 +51,7 @@ STEPS = 9
 
 def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: Dynamic | None = None, batch: str = "one",
           method: str | None = None, parameters: Mapping[str, Any] | None = None, checkpoint: str | Path | None = None,
-          dump_ir: str | Path | None = None) -> Program:  # fmt: skip
+          assume_masked: Sequence[str] = (), dump_ir: str | Path | None = None) -> Program:  # fmt: skip
     """Capture a model and run every pass.
 
     Args:
@@ -59,6 +62,7 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
         method: pruning method to wrap the model with.
         parameters: of the method.
         checkpoint: weights for a ``timm/NAME``.
+        assume_masked: sites (``site0``) whose dropped tokens are taken to be masked where that cannot be proved; recorded.
         dump_ir: folder for the text of every stage.
 
     Returns:
@@ -69,14 +73,14 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     """
     subject = subject_of(model, inputs, dynamic, method, parameters, batch=batch, checkpoint=_path(checkpoint))
     hook = Dump(Path(dump_ir)) if dump_ir else None
-    return pipeline(batch)(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
+    return pipeline(batch, assume_masked)(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", batch: str = "one", precision: str = "fp32",
-           dense: nn.Module | None = None, checkpoint: str | Path | None = None, force: bool = False, dump_ir: str | Path | None = None,
-           progress: Progress | None = None) -> Bundle:  # fmt: skip
+           dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
+           force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
     Args:
@@ -94,6 +98,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
         checkpoint: weights for a ``timm/NAME``.
+        assume_masked: as ``lower`` takes it.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -110,6 +115,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
+        subject = replace(subject, assume_masked=tuple(assume_masked))
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say)
     return bundles.read(out)
 
@@ -157,6 +163,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
         finally:
             if dense is not None:
                 dense.close()
+        parity = _bounded(parity, found, masked.margins)
     found.report("validate", parity.to_json())
     return parity
 
@@ -254,6 +261,19 @@ def counts(path: str | Path, groups: Sequence[Sequence[Sample]]) -> list[Counts]
             held = max(row.length for row in group)
             found += [Counts(row.length, k.counts, k.stored, held) for row, k in zip(group, kept, strict=True)]
     return found
+
+
+def _bounded(parity: Parity, found: Bundle, margins: Mapping[int, float]) -> Parity:
+    """The parity, failed where a finite mask did not reach below the logits: then the proof does not hold on this data."""
+    for number, bound in enumerate(found.manifest.bounds):
+        if (margin := margins.get(number, math.inf)) < UNDERFLOW:
+            spread = bound.limit + UNDERFLOW - margin
+            reason = (
+                f"{bound.module or 'the model'} ({bound.where}): living logits spread by {spread:.0f}, the mask hides keys up to "
+                f"{bound.limit:.0f}; dropped tokens still count in the masked model: mask with -inf, or with a lower number"
+            )
+            return replace(parity, verdict="FAILED", reason=reason, exit_code=ParityError.exit_code)
+    return parity
 
 
 def _path(given: str | Path | None) -> Path | None:

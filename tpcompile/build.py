@@ -22,7 +22,7 @@ from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.engine import compose
 from tpcompile.errors import UsageError
-from tpcompile.manifest import Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
+from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, pipeline
 from tpcompile.passes.base import GraphPass
@@ -80,7 +80,7 @@ def compile_subject(
             dump(step, before, after, seconds)
 
     say("prove and compact")
-    compact = pipeline(subject.batch)(captured, watch)
+    compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
@@ -185,6 +185,7 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
         precision=precision,
         pipeline=",".join(compact.history),
         assumptions=compact.assumptions,
+        bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
         flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
         tolerance=dict(LAWS[precision == "fp32"]),
         environment=_environment(),
@@ -194,7 +195,7 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
 def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
     return pruned.model_copy(
         update={
-            "role": "dense", "sites": (), "assumptions": (), "method": None, "pipeline": ",".join(dense.history),
+            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "method": None, "pipeline": ",".join(dense.history),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

@@ -3,15 +3,20 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpcompile.errors import CaptureError, NotDeterministic, first_line
+from tpcompile.frozen import frozen
 from tpcompile.program import Program, Stage
 from tpcompile.spec import TensorSpec
 
@@ -20,6 +25,17 @@ Ranges = Mapping[str, tuple[int, int]]
 
 LONGEST = 8192
 """Greatest size of a dynamic dim that nobody bounded."""
+
+aten = torch.ops.aten
+COMPOUND: tuple[OpOverload, ...] = (
+    aten.tensordot.default, aten.inner.default, aten.outer.default, aten.dot.default, aten.linalg_multi_dot.default,
+    aten.linalg_vecdot.default, aten.isclose.default, aten.linalg_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim,
+    aten.frobenius_norm.dim, aten.cosine_similarity.default, aten.count_nonzero.default, aten.count_nonzero.dim_IntList,
+    aten.nansum.default, aten.nanmean.default, aten.glu.default, aten.hstack.default, aten.vstack.default, aten.meshgrid.default,
+    aten.meshgrid.indexing, aten.tile.default, aten.pad.default, aten.diff.default, aten.type_as.default, aten.argsort.default,
+    aten.prelu.default, aten.atleast_1d.Sequence, aten.atleast_2d.Sequence,
+)  # fmt: skip
+"""Ops that capture writes out in simpler ones. What engines fuse stays whole: attention, norms, softmax, gelu, linear, convolutions."""
 
 
 def capture(
@@ -33,6 +49,9 @@ def capture(
         inputs: example tensors by parameter name; dynamic dims need a size of at least 3 here.
         dynamic: per input, dim -> name; dims of one name share a size.
         ranges: per dim name, least and greatest size; default 2 to 8192, and from 1 for what stands first, the batch.
+
+    Where Python branches on the value of a 0-d parameter or buffer, all of them are taken at their present values; the program's
+    assumptions say so.
 
     Returns:
         A Program at stage captured.
@@ -52,15 +71,25 @@ def capture(
     names: dict[str, None] = {}
     wrapped = _Named(model, dynamic, names)
     examples = {name: value.clone() for name, value in inputs.items()}  # one tensor given twice would be traced as one input
-    try:
+
+    def trace() -> ExportedProgram:
         with tracing(), torch.no_grad(), _from_one(shapes):
-            exported = torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
+            return torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
+
+    constants: tuple[str, ...] = ()
+    try:
+        try:
+            exported = trace()
+        except GuardOnDataDependentSymNode:
+            with frozen(model) as constants:
+                exported = trace()
     except Exception as error:
         raise CaptureError(
             f"torch.export could not trace {type(model).__name__}: {first_line(error)}",
             fix="remove Python branches on tensor values (torch.where), or pass example inputs that fit; -v shows torch's own error",
         ) from error
-    return _adopt(exported, dict(inputs), dynamic, tuple(names))
+    program = _adopt(exported, dict(inputs), dynamic, tuple(names))
+    return replace(program, assumptions=tuple(f"{text}, its value at capture" for text in constants))
 
 
 def _in_order(exported: ExportedProgram, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,7 +167,7 @@ def _from_one(shapes: Mapping[str, Mapping[int, Any]]) -> Iterator[None]:
 
 def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynamic, names: tuple[str, ...] = ()) -> Program:
     with tracing():
-        exported = exported.run_decompositions({})
+        exported = exported.run_decompositions(_table(exported))
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
@@ -153,6 +182,14 @@ def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynami
         )
     outputs = names or tuple(f"output_{i}" for i in range(len(signature.output_specs)))
     return Program(exported, Stage.CAPTURED, specs, outputs, dims=_ranges(exported, users, specs))
+
+
+def _table(exported: ExportedProgram) -> dict[OpOverload, Callable[..., Any]]:
+    """Torch's own decompositions of the compound ops; empty, and quickly so, for a program without one."""
+    if not any(node.target in COMPOUND for node in exported.graph.nodes):
+        return {}
+    known: Any = torch.export.default_decompositions()
+    return {op: known[op] if op in known else decomposition_table[op] for op in COMPOUND}
 
 
 def _ranges(exported: ExportedProgram, users: Sequence[InputSpec], specs: Sequence[TensorSpec]) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,8 @@ never see them.
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import fx
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
 from tpcompile.onnxops import translations
-from tpcompile.program import Program
+from tpcompile.program import Bound, Program, Stage
 from tpcompile.spec import TensorSpec
 
+aten = torch.ops.aten
 OPSET = 20
 INLINE_LIMIT = 1_500_000_000
 """Weights beyond this many bytes go to ``model.onnx.data``: protobuf ends at 2 GB."""
@@ -112,8 +115,35 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
     output = draft.graph.output_node()
     results = output.args[0]
     assert isinstance(results, (tuple, list))
+    if program.stage is Stage.PLACED:
+        with draft.graph.inserting_before(output):
+            wanted |= {f"bound{i}": _margin(draft.graph, nodes, bound) for i, bound in enumerate(program.bounds)}
     output.args = ((*results, *wanted.values()),)
     return program.adopt(draft, output_names=(*program.output_names, *wanted)), tuple(wanted)
+
+
+def _margin(graph: fx.Graph, nodes: Mapping[str, fx.Node], bound: Bound) -> fx.Node:
+    """How far the dropped keys of living rows lie below their row's largest logit, at least: float, 0-d; infinite where nothing fell."""
+    logits, keep = nodes[bound.logits], nodes[bound.keep]
+    rank = logits.meta["val"].dim()
+    gap = graph.call_function(aten.sub.Tensor, (graph.call_function(aten.amax.default, (logits, [bound.dim], True)), logits))
+    hidden = graph.call_function(aten.logical_not.default, (_over(graph, keep, bound.batch, bound.dim, rank),))
+    if bound.queries is not None:
+        hidden = graph.call_function(aten.logical_and.default, (hidden, _over(graph, keep, bound.batch, bound.queries, rank)))
+    far = graph.call_function(aten.where.ScalarOther, (hidden, gap, math.inf))
+    return graph.call_function(aten.amin.default, (far, list(range(rank)), False))
+
+
+def _over(graph: fx.Graph, keep: fx.Node, batch: int | None, dim: int, rank: int) -> fx.Node:
+    """A mask ``[B, N]`` laid along these dims of a tensor of some rank."""
+    if batch is None:
+        keep = graph.call_function(aten.select.int, (keep, 0, 0))
+    elif batch > dim:
+        keep = graph.call_function(aten.transpose.int, (keep, 0, 1))
+    for d in range(rank):
+        if d not in (batch, dim):
+            keep = graph.call_function(aten.unsqueeze.default, (keep, d))
+    return keep
 
 
 def _name_dims(model: ir.Model, program: Program) -> None:

@@ -118,14 +118,17 @@ class _Runner:
             self._sessions[taps] = self._runtime.open(self._folder, taps=taps, threads=self._threads, precision=self._precision)
         return self._sessions[taps]
 
-    def traced(self, feeds: Mapping[str, object], kinds: tuple[str, ...]) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
-        """Outputs and, per sample, what each site decided; ``kinds`` are the taps this form of the program has."""
+    def traced(
+        self, feeds: Mapping[str, object], kinds: tuple[str, ...], more: tuple[str, ...] = ()
+    ) -> tuple[dict[str, np.ndarray], tuple[Kept, ...], dict[str, np.ndarray]]:
+        """Outputs, per sample what each site decided, and ``more`` taps; ``kinds`` are the site taps this form of the program has."""
         sites = self.manifest.sites
         taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in kinds if kind != "score" or site.score)
-        values = self.run(feeds, taps)
+        values = self.run(feeds, (*taps, *more))
         samples, length = values["site0.keep"].shape if sites else (1, 0)
         rows = ({name: values[name][b : b + 1] for name in taps} for b in range(samples))
-        return self.outputs(values), tuple(compose(row, len(sites), length) for row in rows)
+        kept = tuple(compose(row, len(sites), length) for row in rows)
+        return self.outputs(values), kept, {name: values[name] for name in more}
 
     def outputs(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs the manifest promises, in its order."""
@@ -234,14 +237,21 @@ class Engine(_Closes):
         Raises:
             InputError: an input does not fit.
         """
-        return self._runner.traced(inputs, ("keep", "index", "score"))
+        outputs, kept, _ = self._runner.traced(inputs, ("keep", "index", "score"))
+        return outputs, kept
 
 
 class ReferenceSession(_Closes):
-    """The masked program of a bundle, in ONNX Runtime: the truth the engine is compared with."""
+    """The masked program of a bundle, in ONNX Runtime: the truth the engine is compared with.
+
+    Attributes:
+        manifest: of the bundle.
+        margins: by number of a bound of the manifest, how far dropped keys lay below their row's largest logit, at least, so far.
+    """
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
+        self.margins: dict[int, float] = {}
         self._runner = _Runner(bundle.manifest, backend("onnx"), bundle.reference.parent, threads, "fp32")
 
     def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
@@ -250,7 +260,11 @@ class ReferenceSession(_Closes):
         Raises:
             InputError: an input does not fit.
         """
-        return self._runner.traced(inputs, ("keep", "score"))
+        bounds = tuple(f"bound{i}" for i in range(len(self.manifest.bounds)))
+        outputs, kept, seen = self._runner.traced(inputs, ("keep", "score"), bounds)
+        for i, name in enumerate(bounds):
+            self.margins[i] = min(self.margins.get(i, np.inf), float(seen[name]))
+        return outputs, kept
 
 
 def load(path: str | Path, *, threads: int = 0) -> Engine:

@@ -92,6 +92,14 @@ class PatchesInfo(_Record):
         return Patches(self.prefix, self.rows, self.columns)
 
 
+class BoundInfo(_Record):
+    """A finite mask the proof relies on; the reference's tap ``bound<i>`` tells how far dropped keys lie below their row's largest."""
+
+    where: str
+    module: str
+    limit: float
+
+
 class Flops(_Record):
     """Floating-point operations (a multiply-accumulate is two), as sums of ``coefficient * product(token set sizes)``; see ``flops.py``."""
 
@@ -139,6 +147,7 @@ class Manifest(_Record):
     precision: str = "fp32"
     pipeline: str = ""
     assumptions: tuple[str, ...] = ()
+    bounds: tuple[BoundInfo, ...] = ()
     flops: Flops = Flops()
     tolerance: dict[str, float] = {}
     parts: dict[Relative, Digest] = {}

@@ -44,8 +44,8 @@ prune.register_autograd(_straight)  # the identity: a marked model trains as it 
 def compact(x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Store the kept and pinned rows only: the gathered form of a site.
 
-    The stored rows are the kept and pinned ones in original order, then, where the batch's largest count (at least
-    ``MIN_COUNT``) leaves slots, dropped rows *of the same sample* in original order. A stored row that is not kept is hidden by the
+    The stored rows are the kept and pinned ones in the order of ``x``, then, where the batch's largest count (at least
+    ``MIN_COUNT``) leaves slots, dropped rows *of the same sample* in the order of ``x``. A stored row that is not kept is hidden by the
     program's own masks exactly as it was in masked form, so a superset of the kept rows is always exact (docs/decisions/0002).
 
     Args:

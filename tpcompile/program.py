@@ -61,6 +61,29 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """A softmax that hides dropped keys by a finite number: they vanish only as long as the logits do not spread as far.
+
+    Attributes:
+        logits: name of the softmax's input.
+        dim: its dim over keys.
+        batch: its dim over samples; None where there is one sample.
+        queries: its dim over queries, where that is one of tokens too; else None.
+        keep: name of the bool ``[B, N]`` node that says which keys live.
+        limit: how far apart the living logits of a row may be.
+        where: the softmax's place.
+    """
+
+    logits: str
+    dim: int
+    batch: int | None
+    queries: int | None
+    keep: str
+    limit: float
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """One eager run: the outputs and what each site decided.
 
@@ -90,6 +113,7 @@ class Program:
         sites: the prune sites, in program order; empty before ``mark``.
         placements: node name -> the token sets of its dims; empty before ``place``.
         assumptions: what the proof takes for granted, one sentence each.
+        bounds: those of them that ``validate`` measures.
         history: the passes that ran, as they print.
         report: per pass, lines on what was done and refused, and why.
     """
@@ -102,6 +126,7 @@ class Program:
     sites: tuple[Site, ...] = ()
     placements: Mapping[str, Placement] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     history: tuple[str, ...] = ()
     report: tuple[str, ...] = ()
 
@@ -171,18 +196,20 @@ class Program:
         draft: fx.GraphModule = copy.deepcopy(self.exported.graph_module)
         return draft
 
-    def adopt(self, draft: fx.GraphModule, **changes: Any) -> "Program":
+    def adopt(self, draft: fx.GraphModule, *, refresh: bool = True, **changes: Any) -> "Program":
         """A new Program around a changed graph: dead nodes go (never what a site decides), metadata is computed again, weights are shared.
 
         Args:
             draft: a graph from ``draft()``, changed.
+            refresh: compute the metadata; without, every new node must have its own.
             changes: other fields of the Program to replace.
         """
         decided = {n for site in changes.get("sites", self.sites) for n in (site.keep, site.score, site.index)}
         draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in decided)
         draft.graph.lint()
         draft.recompile()
-        _refresh(draft)
+        if refresh:
+            _refresh(draft)
         return replace(self, exported=_rebuild(self.exported, draft), **changes)
 
     def __str__(self) -> str:

@@ -39,6 +39,7 @@ class Subject:
         patches: which part of an image each token is; None for text and for a module of the caller's own.
         note: what a reader of a report must know about the weights.
         batch: ``one``, or ``ragged``: any number of samples, each keeping its own count.
+        assume_masked: sites whose dropped tokens the caller says are masked.
     """
 
     model: nn.Module | ExportedProgram
@@ -54,6 +55,7 @@ class Subject:
     patches: Patches | None = None
     note: str = ""
     batch: str = "one"
+    assume_masked: tuple[str, ...] = ()
 
 
 def subject_of(

@@ -37,7 +37,7 @@ def refused(kind: type[AxisError], program: Program) -> AxisError:
     """The refusal of a program, from the whole pipeline."""
     with pytest.raises(kind) as caught:
         DEFAULT(program)
-    assert caught.value.during == "place, after canonicalize, mark"
+    assert caught.value.during == "place, after canonicalize, recognise, mark"
     return caught.value
 
 
@@ -164,7 +164,7 @@ def test_case_4_a_mean_over_all_tokens_is_refused(toy: Toy) -> None:
         f"aten.sum.dim_IntList combines over tokens that site0 ({site}) dropped, and nothing masks them there\n"
         f"  at      {line} in forward:  return rows.mean(1)\n"
         f"  node    %sum_dim_int_list: f32[1, 4] = aten.sum.dim_IntList(%prune, [1], False, dtype=torch.float32)   # {line}\n"
-        "  during  place, after canonicalize, mark\n"
+        "  during  place, after canonicalize, recognise, mark\n"
         f"  fix     {FOLD_FIX}"
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.capture import capture
-from tpcompile.errors import MarkError, RigidAxis, UnmaskedFold
+from tpcompile.errors import MarkError, RigidAxis, TokenMismatch, UnmaskedFold
 from tpcompile.ops import PUT, TAKE
 from tpcompile.passes import pipeline
 from tpcompile.program import Program
@@ -261,3 +261,102 @@ def test_equal_counts_need_no_filler() -> None:
     assert trace.index[0] is not None
     assert trace.index[0].shape == (5, 3)
     assert trace.keep[0].sum(1).tolist() == [3] * 5
+
+
+class Table(nn.Module):
+    """A position table longer than any sequence, added behind the site: plain, spread out by hand, and bent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 80, 4))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        y = ops.prune(x, keep) + self.table[:, :n]
+        y = y * torch.tanh(self.table[0, :n]) + self.table[:, :n].expand(b, n, 4)
+        return (y * keep.unsqueeze(-1)).sum(1)
+
+
+class Layouts(nn.Module):
+    """One shared bias read by ``[B, C, N]`` and by ``[C, B, N]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 1, 80))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y, bias = ops.prune(x, keep), self.table[..., : x.shape[1]]
+        one = ((y.transpose(1, 2) + bias) * keep[:, None]).sum(-1)
+        two = ((y.permute(2, 0, 1) + bias) * keep[None]).sum(-1)
+        return one + two.T
+
+
+@pytest.mark.parametrize("model", [Table(), Layouts()], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("size", [3, 4])
+def test_tables_that_all_samples_share(model: nn.Module, size: int) -> None:
+    program = ragged(model, size)
+    for batch, length in [(1, 2), (3, 9), (4, 30)]:
+        keep = torch.rand(batch, length, generator=torch.Generator().manual_seed(length)) > 0.5
+        x = torch.randn(batch, length, 4)
+        with torch.no_grad():
+            torch.testing.assert_close(program(x=x, keep=keep)["output"], model(x=x, keep=keep), rtol=0, atol=1e-5)
+
+
+class Weighted(nn.Module):
+    """A vector over tokens on the left of a matmul: it has no dim that a batch could take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return self.weight @ (ops.prune(x, keep) * keep.unsqueeze(-1))
+
+
+def test_a_vector_is_no_table() -> None:
+    inputs = {"x": torch.randn(3, 6, 4), "keep": torch.ones(3, 6, dtype=torch.bool)}
+    with pytest.raises(RigidAxis, match=r"aten\.matmul\.default reads tokens of a tensor without one batch dim"):
+        pipeline("ragged")(capture(Weighted().eval(), inputs, {name: {0: "batch"} for name in inputs}))
+
+
+class Segments(nn.Module):
+    """A number is true whatever it is: that a token lived does not make its segment 1."""
+
+    def forward(self, x: Tensor, keep: Tensor, seg: Tensor) -> Tensor:
+        first = torch.logical_and(seg, keep)
+        y = ops.prune(x, first)
+        second = first & (y[..., 0] > 0)
+        y = ops.prune(y, second)
+        return (y * (1 - seg).unsqueeze(-1) * first.unsqueeze(-1)).sum(1)
+
+
+class Map(nn.Module):
+    """The channels are tokens too."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = ops.prune(x, keep) * keep.unsqueeze(-1)
+        return (ops.prune(torch.tanh(y @ y.transpose(1, 2)), keep) * keep.unsqueeze(-1)).sum((1, 2))
+
+
+@pytest.mark.parametrize("policy", ["one", "ragged"])
+def test_what_looks_like_a_mask_or_like_channels(policy: str) -> None:
+    size = 1 if policy == "one" else 3
+    inputs = {"x": torch.randn(size, 6, 4), "keep": torch.ones(size, 6, dtype=torch.bool)}
+    with pytest.raises(UnmaskedFold):
+        pipeline(policy)(capture(Segments().eval(), {**inputs, "seg": torch.rand(size, 6)}))
+    with pytest.raises(TokenMismatch, match="the channels of these rows are tokens as well"):
+        pipeline(policy)(capture(Map().eval(), inputs))
+
+
+class Base(nn.Module):
+    """``restore`` with a base of another shape."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return ops.restore(ops.prune(x, keep), keep, x[:1])
+
+
+def test_restore_takes_a_base_like_its_rows() -> None:
+    with pytest.raises(MarkError) as caught:
+        ragged(Base())
+    assert caught.value.message.startswith("restore takes x [B, N, C], keep bool [B, N] and base like x; it got float32 [")
+    assert caught.value.fix == "expand and cast the base to the hidden states' shape and dtype"

@@ -152,3 +152,19 @@ def test_a_traced_program_binds_its_inputs_by_name() -> None:
     torch.testing.assert_close(program(first=first, second=second)["output_0"], first - second)
     with pytest.raises(CaptureError, match="the program takes first, second, the example gives first"):
         capture(exported, {"first": first})
+
+
+class Compound(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.glu(torch.tile(x, (1, 1, 2))) + nn.functional.cosine_similarity(x, x + 1, -1).unsqueeze(-1)
+        return nn.functional.layer_norm(nn.functional.gelu(y * x.norm(dim=-1, keepdim=True)), (4,)).softmax(-1)
+
+
+def test_compound_ops_are_written_out_and_what_engines_fuse_stays() -> None:
+    x = torch.randn(1, 6, 4)
+    model = Compound().eval()
+    program = capture(model, {"x": x}, {"x": {1: "n"}})
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert {"aten.gelu.default", "aten.layer_norm.default", "aten.softmax.int"} <= targets
+    assert not targets & {"aten.glu.default", "aten.cosine_similarity.default", "aten.tile.default"}
+    torch.testing.assert_close(program(x=x)["output"], model(x), rtol=0, atol=1e-6)

@@ -1,5 +1,6 @@
 """Engines on the synthetic graph: outputs, kept sets in original positions, and every refusal."""
 
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -8,8 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
+import tpcompile
+from tpcompile import ops
 from tpcompile.backends import backend
 from tpcompile.bundle import read, seal, stage
 from tpcompile.engine import Engine, compose, load, open_reference
@@ -259,3 +263,37 @@ def test_compose_of_nothing_kept() -> None:
 def test_compose_refuses_sizes_that_do_not_chain() -> None:
     with pytest.raises(StageError, match="site0 sees 2 rows, but 3 are stored"):
         compose({"site0.keep": row(1, 0, dtype=np.bool_)}, 1, 3)
+
+
+class Spread(torch.nn.Module):
+    """Logits as wide as its weights, under a mask of -1e4."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (torch.nn.Linear(8, 8) for _ in range(3))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=std, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keep = x[..., 0] > -0.5
+        x = ops.prune(x, keep)
+        logits = self.query(x) @ self.key(x).transpose(1, 2) + (1 - keep.float())[:, None] * -1e4
+        x = x + logits.softmax(-1) @ self.value(x) * keep[..., None]
+        return (x * keep[..., None]).sum(1) / keep.float().sum(1, keepdim=True).clamp(min=1)
+
+
+def test_logits_beyond_a_finite_mask_fail_with_layer_and_spread(tmp_path: Path) -> None:
+    inputs = {"x": torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0))}
+    for std, verdict in ((0.3, "PASSED"), (60.0, "FAILED")):
+        out = tmp_path / f"{std:g}"
+        bundle = tpcompile.export(Spread(std).eval(), inputs, out, dynamic={"x": {1: "n"}})
+        assert [bound.limit for bound in bundle.manifest.bounds] == [9896.0]
+        parity = tpcompile.validate(out)
+        assert parity.verdict == verdict
+    assert parity.exit_code == 5
+    assert re.fullmatch(
+        r"the model \(test_engine\.py:\d+\): living logits spread by \d+, the mask hides keys up to 9896; dropped tokens still count in "
+        r"the masked model: mask with -inf, or with a lower number",
+        parity.reason,
+    )

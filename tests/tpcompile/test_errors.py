@@ -51,14 +51,14 @@ def test_a_formatted_error_reads_from_what_to_next_step() -> None:
         "aten.cumsum.default reads the position on t1.",
         where=where,
         node="%c4: i64[B, t1] = aten.cumsum.default(%k2, 1)",
-        during="place, after canonicalize, mark",
+        during="place, after canonicalize, recognise, mark",
         fix="compute positions before the first site",
     )
     assert str(error) == (
         "aten.cumsum.default reads the position on t1.\n"
         "  at      vit.py:88 in forward:  pos = keep.cumsum(1)   module blocks.3\n"
         "  node    %c4: i64[B, t1] = aten.cumsum.default(%k2, 1)\n"
-        "  during  place, after canonicalize, mark\n"
+        "  during  place, after canonicalize, recognise, mark\n"
         "  fix     compute positions before the first site"
     )
 

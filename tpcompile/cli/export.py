@@ -51,6 +51,7 @@ BATCH = "one: a sample an inference. ragged: any number, each with its own count
 @click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
 @click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
 @click.option("--batch", type=click.Choice(["one", "ragged"]), default="one", show_default=True, help=BATCH)
+@click.option("--assume-masked", multiple=True, metavar="SITE", help="Take this site's dropped tokens as masked where unproved.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
