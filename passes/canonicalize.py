@@ -17,7 +17,6 @@ import torch
 from torch import fx
 
 from tpcompile.errors import NotDeterministic
-from tpcompile.ops import PRUNE
 from tpcompile.passes.base import GraphPass, share
 from tpcompile.passes.rules import bind
 from tpcompile.passes.rules.attention import attention
@@ -40,18 +39,22 @@ class Canonicalize(GraphPass):
     name: ClassVar[str] = "canonicalize"
     takes: ClassVar[Stage] = Stage.CAPTURED
     gives: ClassVar[Stage] = Stage.CAPTURED
+    attention: str = "plain"
 
     def run(self, program: Program) -> Program:
         """Return the simplified program."""
         draft = program.draft()
-        forms = FORMS | ({ATTENTION: attention} if draft.graph.find_nodes(op="call_function", target=PRUNE) else {})
+        draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        forms = FORMS | ({ATTENTION: attention} if self.attention == "plain" else {})
         for node in list(draft.graph.nodes):
             _random(node)
-            if node.target in forms:
-                _rewrite(node, forms[node.target])
-            elif node.target in _CHECKS:
+            if node.target in _CHECKS:
                 draft.graph.erase_node(node)
-            elif node.target in _SAME or _whole(node):
+            elif node.target in forms:
+                _rewrite(node, forms[node.target])
+        draft = program.adopt(draft).draft()  # what was written has its shapes now
+        for node in list(draft.graph.nodes):
+            if node.target in _SAME or _whole(node):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)

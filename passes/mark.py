@@ -51,8 +51,11 @@ class Mark(GraphPass):
                 )
                 report.append(f"accepted: site{level - 1} at {where_of(node)}: {size} tokens, keep {keep.name}")
         if not sites:
+            tried = "".join(f"\n    {text}" for text in program.report)
             raise MarkError(
-                "the model has no prune site: no tpcompile.ops.prune ran while it was traced",
+                f"no mask of the model drops tokens; what was tried:{tried}"
+                if tried
+                else "the model has no prune site: no tpcompile.ops.prune ran while it was traced, and no mask over tokens was found",
                 fix="give the method a threshold above 0, wrap the model with tpcompile.models.prune(model, method=...), "
                 "or call ops.prune(x, keep)",
             )

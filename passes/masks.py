@@ -67,10 +67,10 @@ def moves(call: Described) -> bool:
 
 
 def whole(call: Described) -> bool:
-    """Whether it moves every element: a position read from a dim of size 1 is all there is."""
+    """Whether it moves every element: where only some positions are read, or their order changes, a dim of size 1 is all there is."""
     assert call.factors is not None
     sizes = dict(zip(call.factors.ins[0], call.operands[0].meta["val"].shape, strict=True))
-    return moves(call) and all(sizes[factor] == 1 for factor in call.factors.reads)
+    return moves(call) and all(sizes.get(factor, 1) == 1 for factor in {*call.factors.reads, *call.factors.rigid})
 
 
 def complement(node: fx.Node) -> fx.Node | None:
@@ -168,5 +168,7 @@ def _operands(at: Said, call: Described) -> Iterator[Said]:
 
 def _sense(node: fx.Node) -> bool | None:
     """Whether a comparison of a 0-1 mask with a number is the mask (True) or its complement (False); None where it is neither."""
+    if not isinstance(node.args[1], (bool, int, float)):
+        return None
     results = [bool(node.target(torch.tensor(float(value)), node.args[1])) for value in (0, 1)]  # type: ignore[operator]
     return None if results[0] == results[1] else results[1]

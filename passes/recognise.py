@@ -110,12 +110,14 @@ class _Furthest:
 def candidates(program: Program) -> Iterator[fx.Node]:
     """Masks over tokens that follow from activations, in program order; another form of an earlier one is none."""
     axes = AxesMap(program.graph)
-    binary = Binary(axes, program.constants())
+    constants = program.constants()
+    binary = Binary(axes, constants)
     active, found = set[str](), set[str]()
     for node in program.graph.nodes:
         call = axes.calls.get(node.name)
         product = call is not None and call.rule is not None and call.rule.held is Held.ZERO and len(call.operands) > 1
-        if product or any(n.name in active for n in node.all_input_nodes):
+        given = node.op == "placeholder" and node.name not in constants and node.meta["val"].is_floating_point()
+        if product or given or any(n.name in active for n in node.all_input_nodes):
             active.add(node.name)
         follows = node.name in active and call is not None and call.rule is not None and call.rule.held is Held.MAP
         if not follows or node.target is aten._to_copy.default or token_dim(node) is None or not binary(node):
@@ -198,7 +200,8 @@ def gone(placed: Program) -> bool:
     level: dict[fx.Node, int] = {}
     for node in placed.graph.nodes:
         born = [site.tokens.level for site in placed.sites if node.target is PRUNE and node.args[1].name == site.keep]
-        level[node] = max([*born, *(level[operand] for operand in node.all_input_nodes)], default=0)
+        tensors = [n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), (int, torch.SymInt))]  # a size is no row
+        level[node] = max([*born, *(level[operand] for operand in tensors)], default=0)
         placement = placed.placements.get(node.name)
         if placement and min(placement.dims.values()) < level[node] and node.target is not PRUNE:
             return False

@@ -83,7 +83,7 @@ def compile_subject(
     compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
-        dense = Canonicalize()(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
+        dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
         dense = KeepAll()(stages[Stage.CAPTURED])
     if dense.output_names != compact.output_names:

@@ -55,7 +55,15 @@ def vit(size: int, width: int, heads: int, cls: bool, ratio: float = 4.0) -> nn.
     torch.manual_seed(5)
     pool = {"class_token": True, "global_pool": "token"} if cls else {"class_token": False, "global_pool": "avg"}
     model: nn.Module = made.VisionTransformer(
-        img_size=size, patch_size=16, in_chans=1, num_classes=5, embed_dim=width, depth=3, num_heads=heads, mlp_ratio=ratio, **pool
+        img_size=size,
+        patch_size=16,
+        in_chans=1,
+        num_classes=5,
+        embed_dim=width,
+        depth=3,
+        num_heads=heads,
+        mlp_ratio=ratio,
+        **pool,
     )
     for name, parameter in model.named_parameters():
         if "norm" not in name:

@@ -81,7 +81,7 @@ def test_case_3_a_dense_program_is_refused(toy: Toy) -> None:
     with pytest.raises(MarkError) as caught:
         Mark()(toy(Dense()))
     assert str(caught.value) == (
-        "the model has no prune site: no tpcompile.ops.prune ran while it was traced\n"
+        "the model has no prune site: no tpcompile.ops.prune ran while it was traced, and no mask over tokens was found\n"
         "  fix     give the method a threshold above 0, wrap the model with tpcompile.models.prune(model, method=...), "
         "or call ops.prune(x, keep)"
     )

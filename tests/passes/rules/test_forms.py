@@ -175,7 +175,7 @@ class Dense(nn.Module):
 
 
 def test_a_dense_program_keeps_its_attention(toy: Toy, agree: Agree) -> None:
-    program = Canonicalize()(toy(Dense()))
+    program = Canonicalize("whole")(toy(Dense()))
     assert program.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
     agree(Dense(), program)
 
