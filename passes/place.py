@@ -39,9 +39,7 @@ UNDERFLOW = 104
 class Place(GraphPass):
     """Follow token axes and prove the sites; the module docstring lists the cases.
 
-    Attributes:
-        assume_masked: sites, joined by ``+``, whose dropped tokens are taken to be masked where that cannot be proved. What is taken is
-            recorded among the program's assumptions, and ``validate`` compares the engine with the masked model all the same.
+    ``assume_masked``: sites, joined by ``+``, whose dropped tokens are taken to be masked where unproved; what is taken is recorded.
     """
 
     name: ClassVar[str] = "place"
@@ -203,7 +201,7 @@ class Proof:
         axes: its token dims.
         levels: their sets.
         facts: what dropped tokens hold.
-        trusted: names of sites whose dropped tokens are taken to be masked wherever that cannot be proved.
+        trusted: names of sites whose dropped tokens are taken to be masked.
 
     Attributes:
         assumed: what was taken on trust, one sentence each.
