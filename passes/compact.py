@@ -220,11 +220,9 @@ class _Rewrite:
         if len(own) == 1:
             return _Rows(node, dim, own[0])
         rank, out = source.meta["val"].dim(), call.node.meta["val"].dim()
-        broadcasts = broadcasting(call) and (
-            call.node.target is not aten.matmul.default or rank > 1
-        )  # matmul has vectors of its own
+        vector = call.node.target is aten.matmul.default and rank == 1  # which matmul would take for a matrix once it has a batch
         batch = (there or [0])[0] - (out - rank)
-        broadcasts = broadcasts and (batch < 0 or source.meta["val"].shape[batch] == 1)
+        broadcasts = broadcasting(call) and not vector and (batch < 0 or source.meta["val"].shape[batch] == 1)
         if own or len(there) != 1 or not broadcasts:
             raise RigidAxis(
                 f"{call.node.target} reads tokens of a tensor without one batch dim, and each sample needs other rows of it",

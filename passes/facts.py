@@ -155,9 +155,8 @@ class Facts:
         for d, factor in enumerate(call.factors.outs[0]):
             if factor is not None and factor not in call.factors.rigid:
                 held |= {(d, cls): value for cls in self.classes if (value := self._result(call, facts, factor, cls)) is not None}
-        if call.rule.held is Held.FRONT and len(call.factors.ins[0]) == len(
-            call.factors.outs[0]
-        ):  # a prefix in front of a token axis is its position 0
+        joins = call.rule.held is Held.FRONT and len(call.factors.ins[0]) == len(call.factors.outs[0])
+        if joins:  # a prefix in front of a token axis is its position 0
             sizes = call.operands[0].meta["val"].shape
             joined = [
                 d

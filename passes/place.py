@@ -383,10 +383,8 @@ def _bounds(program: Program, axes: AxesMap, facts: Facts) -> Iterator[Bound]:
     for call in axes.calls.values():
         if call.factors is None or NEG_INF not in call.factors.folds.values() or call.rule is None or call.rule.held is Held.SAME:
             continue
-        (logits, dim), batch = (
-            (call.operands[0], next(call.of(0, next(iter(call.factors.folds))))),
-            axes.batch_dims(call.operands[0]),
-        )
+        logits = call.operands[0]
+        dim, batch = next(call.of(0, next(iter(call.factors.folds)))), axes.batch_dims(logits)
         masked = {cls: value.hi for cls, value in facts.masked(facts[logits], dim).items() if value.hi != NEG_INF}
         if masked and axes.is_token(logits, dim):
             queries = [d for d in axes.token_dims(logits) if d != dim]

@@ -12,6 +12,7 @@
 Nothing here decides what is sound: ``prune`` is the identity, and ``place`` proves every site that is left.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 
-from tpcompile.errors import TpcompileError
+from tpcompile.errors import AxisError, MarkError, TpcompileError
 from tpcompile.ops import PRUNE
 from tpcompile.passes.axesmap import AxesMap
 from tpcompile.passes.base import GraphPass
@@ -64,6 +65,7 @@ class Recognise(GraphPass):
     def _try(self, program: Program, name: str, furthest: "_Furthest") -> tuple[Program, str]:
         """The program with the best site for one mask, or as it was, and what to say of it."""
         mask, found = program.node(name), list[tuple[float, Program, str]]()
+        heard = {True: _Furthest(), False: _Furthest()}
         head, reason = f"{name} at {where_of(mask)}", "no hidden states [B, N, C] depend on it"
         for state in states(program, mask):
             for sense in (True, False):
@@ -73,33 +75,56 @@ class Recognise(GraphPass):
                 try:
                     placed = Place()(Mark(self.batch)(trial))
                     work, full = costs(placed)
-                except TpcompileError as error:
-                    reason = furthest.heard(error, trial) or reason
+                except (AxisError, MarkError) as error:
+                    heard[sense].refused(error, trial)
                     continue
+                heard[sense].proved()
                 reason = "dropping there saves nothing"
                 if work < full and gone(placed):
                     found.append((work, trial, state))
         if not found:
-            return program, f"refused: {head}: {reason}"
+            meant = max(heard.values(), key=lambda one: one.first)
+            furthest.take(meant)
+            return program, f"refused: {head}: {meant.text or reason}"
         _, best, state = min(found, key=lambda entry: entry[0])
         return best, f"recognised: {head} drops rows of {state}"
 
 
 class _Furthest:
-    """The refusal of the trial whose proof came furthest."""
+    """The refusal of the trial whose proof came furthest.
+
+    Attributes:
+        error: that refusal.
+        reach: how far down its node stands.
+        first: how far the first trial came, infinite once one was accepted. Of a mask's two senses the one that is meant comes further.
+    """
 
     def __init__(self) -> None:
         self.error: TpcompileError | None = None
-        self.reach = -1
+        self.reach = self.first = -1.0
 
-    def heard(self, error: TpcompileError, trial: Program) -> str:
-        """Keep the error if its node stands further down than any before; the error in one line."""
+    def refused(self, error: TpcompileError, trial: Program) -> None:
+        """Keep the error if its node stands further down than any before."""
         names = [node.name for node in trial.graph.nodes]
         name = error.node.partition(":")[0].removeprefix("%")
-        reach = names.index(name) if name in names else 0
+        reach = float(names.index(name) if name in names else 0)
+        self.first = reach if self.first < 0 else self.first
         if reach > self.reach:
             self.reach, self.error = reach, error
-        return f"{type(error).__name__}: {error.message}"
+
+    def proved(self) -> None:
+        """Note a trial that was accepted."""
+        self.first = math.inf
+
+    def take(self, other: "_Furthest") -> None:
+        """Keep another's error if it came further."""
+        if other.reach > self.reach:
+            self.reach, self.error = other.reach, other.error
+
+    @property
+    def text(self) -> str:
+        """The error in one line; empty where there is none."""
+        return f"{type(self.error).__name__}: {self.error.message}" if self.error is not None else ""
 
     def complain(self) -> None:
         """Raise it, where there is one."""

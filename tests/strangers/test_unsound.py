@@ -31,16 +31,10 @@ OTHER_SENSE = "the refusal shown is that of the complement of the mask, whose pr
 XFAIL: dict[str, str] = {
     **dict.fromkeys(
         (
-            "PoolForgets",
-            "Neighbours",
             "Running",
             "Sorted",
-            "Grouped",
-            "NormOverTokens",
             "BatchStatistics",
             "Counted",
-            "Mirrored",
-            "Shifted",
         ),
         OTHER_SENSE,
     ),
