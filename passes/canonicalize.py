@@ -5,7 +5,9 @@
 3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
 4. ops without a rule are written in ops that have one (``passes/rules/forms.py``): splits, assignments under a mask, variances,
    einsum; attention too, but only in a program that prunes: a dense one keeps what runtimes fuse;
-5. equal expressions are computed once.
+5. a prefix joined in front of rows that were computed without it becomes a selection by position (``passes/prefix.py``);
+6. 0-1 arithmetic becomes logic, and a softmax with a policy a masked one (``passes/policy.py``);
+7. equal expressions are computed once.
 """
 
 import operator
@@ -17,7 +19,11 @@ import torch
 from torch import fx
 
 from tpcompile.errors import NotDeterministic
+from tpcompile.passes.axesmap import AxesMap
 from tpcompile.passes.base import GraphPass, share
+from tpcompile.passes.masks import Masks
+from tpcompile.passes.policy import logic
+from tpcompile.passes.prefix import joined
 from tpcompile.passes.rules import bind
 from tpcompile.passes.rules.attention import attention
 from tpcompile.passes.rules.forms import FORMS, Form, Writer
@@ -27,7 +33,8 @@ from tpcompile.text import line
 aten = torch.ops.aten
 _SAME = (aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default)
 _CHECKS = (aten._assert_tensor_metadata.default, aten._assert_async.msg)
-_MEANS = (aten.mean.dim, aten.mean.default)
+SPREAD = 80
+"""exp(-80) is a normal float32: a softmax with a policy that is written as a masked one loses nothing up to there."""
 ATTENTION = aten.scaled_dot_product_attention.default
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
@@ -58,9 +65,14 @@ class Canonicalize(GraphPass):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)
-            elif node.target in _MEANS:
-                _mean(draft.graph, node)
-        return share(program.adopt(draft))
+            elif node.target is aten.cat.default and self.attention == "plain":
+                _join(node)
+        if self.attention != "plain":
+            return share(program.adopt(draft))
+        written = list(logic(draft.graph, Masks(AxesMap(draft.graph), program.constants())))
+        places = dict.fromkeys(where_of(node) for node in written)
+        assumed = [f"{p.short} ({p.module}): living logits lie less than {SPREAD} below those a policy hides" for p in places]
+        return share(program.adopt(draft, assumptions=(*program.assumptions, *assumed)))
 
 
 def _rewrite(node: fx.Node, form: Form) -> None:
@@ -73,6 +85,14 @@ def _rewrite(node: fx.Node, form: Form) -> None:
         for user in [n for n in node.users if n.target is operator.getitem]:
             user.replace_all_uses_with(made[user.args[1]])
             node.graph.erase_node(user)
+
+
+def _join(node: fx.Node) -> None:
+    """Put a selection by position in the place of a join, where it is one."""
+    with node.graph.inserting_before(node):
+        made = joined(node)
+    if made is not None:
+        node.replace_all_uses_with(made)
 
 
 def _random(node: fx.Node) -> None:
@@ -106,35 +126,3 @@ def _reshape(node: fx.Node) -> None:
         given = [s if isinstance(s, int) else w for s, w in zip(sizes, written, strict=True)]
     node.target = aten.reshape.default
     node.args, node.kwargs = (node.args[0], given), {}
-
-
-def _mean(graph: fx.Graph, node: fx.Node) -> None:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    rank = source.meta["val"].dim()
-    listed = node.args[1] if node.target is aten.mean.dim and len(node.args) > 1 and node.args[1] else list(range(rank))
-    assert isinstance(listed, (list, tuple))
-    dims = [int(str(d)) % rank for d in listed]
-    keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    with graph.inserting_before(node):
-        total = _like(node, graph.call_function(aten.sum.dim_IntList, (source, dims, keepdim), {"dtype": node.meta["val"].dtype}))
-        count: Any = 1
-        for d in dims:
-            size = source.meta["val"].shape[d]
-            if not isinstance(size, int):
-                size = _like(node, graph.call_function(aten.sym_size.int, (source, d)))
-            count = size if count == 1 else _product(graph, node, count, size)
-        quotient = _like(node, graph.call_function(aten.div.Tensor, (total, count)))
-    node.replace_all_uses_with(quotient)
-
-
-def _product(graph: fx.Graph, node: fx.Node, a: Any, b: Any) -> Any:
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
-    return _like(node, graph.call_function(operator.mul, (a, b)))
-
-
-def _like(node: fx.Node, new: fx.Node) -> fx.Node:
-    """Give a new node the user line and module of the one it replaces."""
-    new.meta = {k: v for k, v in node.meta.items() if k in ("stack_trace", "nn_module_stack")}
-    return new

@@ -9,12 +9,15 @@ A softmax is only meaningful while some key is unmasked. Until that is proved it
 which keys may all be gone. It is settled where the dropped positions of a query dim hold a known value (dead queries were zeroed: a living
 query is its own unmasked key), or when position 0 is never dropped and never masked.
 
+A tensor over two token dims, queries and keys, may hold one thing where both are the same token and another elsewhere: ``Pair``. A dropped
+key that only its own query sees is as good as masked, because a row is stored with its own key.
+
 With a batch, a class is a set of (sample, position) pairs. What is known along a token dim holds for every sample, so an op that mixes
 samples loses it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -22,37 +25,12 @@ from torch import fx
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.masks import Binary, Said, said
+from tpcompile.passes.fact import LIVE, Fact, Pair, hidden, paired, placed
+from tpcompile.passes.masks import Masks, Said, kept, said
 from tpcompile.passes.rules import Held
-from tpcompile.passes.values import SELECTS, TRUE, UNKNOWN, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
-
-LIVE = -1
-"""The class of tokens that no site drops."""
+from tpcompile.passes.values import SELECTS, TRUE, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """What is known of one tensor.
-
-    Attributes:
-        held: (dim, class) -> what stands at the class's positions along that dim.
-        rest: what stands anywhere in the tensor.
-        pending: classes 1..pending may have taken every key of a softmax this came from; 0 when settled.
-        hard: pending rows may be NaN (an infinite mask): a product with 0 does not hide them, a ``where`` does.
-        rows: dims that are the pending softmax's query axis; only zeros along them settle it.
-    """
-
-    held: Mapping[tuple[int, int], Value] = field(default_factory=dict)
-    rest: Value = UNKNOWN
-    pending: int = 0
-    hard: bool = False
-    rows: frozenset[int] = frozenset()
-
-    def at(self, dim: int | None, cls: int) -> Value:
-        """What stands at a class along a dim; anywhere, for an operand that lacks the dim."""
-        return self.rest if dim is None else self.held.get((dim, cls), self.rest)
 
 
 class Facts:
@@ -63,27 +41,37 @@ class Facts:
         axes: its token dims.
         keeps: keep node -> class (site number) it decides.
         constants: placeholder -> weight or buffer.
+        bits: inputs that are taken to hold 0 and 1.
+        nested: whether, in a call, every token stored along the first factor is stored along the second.
 
     Attributes:
         attended: softmaxes under an infinite mask of the model's own, of which every row is taken to have an unmasked key.
     """
 
-    def __init__(self, graph: fx.Graph, axes: AxesMap, keeps: Mapping[str, int], constants: Mapping[str, torch.Tensor]) -> None:
-        self.axes, self.keeps = axes, keeps
+    def __init__(
+        self,
+        graph: fx.Graph,
+        axes: AxesMap,
+        keeps: Mapping[str, int],
+        constants: Mapping[str, torch.Tensor],
+        bits: frozenset[str] = frozenset(),
+        nested: Callable[[Described, str, str], bool] = lambda call, rows, keys: False,
+    ) -> None:
+        self.axes, self.keeps, self.nested = axes, keeps, nested
         self.classes = (LIVE, *range(max(keeps.values(), default=0) + 1))
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
         self.attended: list[fx.Node] = []
-        binary, nodes = Binary(axes, constants), {n.name: n for n in graph.nodes}
+        masks, nodes = Masks(axes, constants, bits), {n.name: n for n in graph.nodes}
         told: dict[str, list[tuple[int, Said]]] = {}
         for name, cls in keeps.items():
-            for one in said(nodes[name], axes, binary):
+            for one in said(kept(nodes[name]), axes, masks):
                 told.setdefault(one.node.name, []).append((cls, one))
         for node in graph.nodes:
             fact = self._start(node, constants)
             if node.name in keeps:
                 self.before[node.name] = fact
-                fact = self._decided(fact, keeps[node.name], Said(node, 1, alive=True, same=True))
+                fact = self._decided(fact, keeps[node.name], kept(node))
             for cls, one in told.get(node.name, ()):
                 fact = self._decided(fact, cls, one)
             self.known[node.name] = fact
@@ -95,25 +83,52 @@ class Facts:
         """Whether position 0 survives sites 1..upto in every run."""
         return all(n in self.known and self.known[n].at(1, 0) == TRUE for n, k in self.keeps.items() if k <= upto)
 
-    def masked(self, fact: Fact, dim: int) -> dict[int, Value]:
-        """The classes along a dim that lie so far below every other that a softmax or max over them all never picks one.
+    def folded(self, call: Described, factor: str, cls: int) -> list[Value]:
+        """What a fold along a factor reads of a class, per operand that has it; a row that is stored with its own key reads it apart."""
+        assert call.factors is not None
+        found = []
+        for i, operand in enumerate(call.operands):
+            fact = self[operand]
+            for dim in call.of(i, factor):
+                other = [d for d in fact.pair.dims if d != dim] if fact.pair is not None and dim in fact.pair.dims else []
+                rows = call.factors.ins[i][other[0]] if other else None
+                apart = fact.pair is not None and rows is not None and self.nested(call, rows, factor)
+                found.append(fact.pair.off[dim, cls] if apart and fact.pair is not None else fact.at(dim, cls))
+        return found
 
-        Far below position 0 is enough: it is stored in every run.
+    def masked(self, call: Described, factor: str) -> dict[int, Value]:
+        """The classes along a factor that lie so far below the rest that a softmax or max over them all never picks one.
+
+        Far below position 0 is enough, which is stored in every run, and far below each row's own key, which is stored with the row.
         """
-        values = {cls: fact.at(dim, cls) for cls in self.classes if cls != 0}
-        low = {cls for cls, value in values.items() if cls > 0 and value.below(values[LIVE])}
-        others = [value for cls, value in values.items() if cls not in low]
-        first = fact.at(dim, 0)
-        return {
-            cls: value
-            for cls, value in sorted(values.items())
-            if cls > 0 and (value.below(first) or (cls in low and all(value.below(other) for other in others)))
-        }
+        assert call.factors is not None
+        fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
+        values = {cls: self.folded(call, factor, cls)[0] for cls in self.classes if cls > 0}
+        first, living = fact.at(dim, 0), fact.at(dim, LIVE)
+        rows = self._own(call, factor)
+        found = {}
+        for against in (lambda cls: living if cls == LIVE else values[cls], rows):
+            if against is None:
+                continue
+            low = {cls for cls, value in values.items() if value.below(against(LIVE))}
+            others = [against(cls) for cls in (LIVE, *values) if cls not in low]
+            found |= {cls: values[cls] for cls in low if all(values[cls].below(other) for other in others)}
+        found |= {cls: value for cls, value in values.items() if value.below(first)}
+        return dict(sorted(found.items()))
+
+    def _own(self, call: Described, factor: str) -> Callable[[int], Value] | None:
+        """What each class of rows sees at its own key; None where that is not known, or a row may be stored without it."""
+        assert call.factors is not None
+        fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
+        if fact.pair is None or dim not in fact.pair.dims:
+            return None
+        rows = next(call.factors.ins[0][d] for d in fact.pair.dims if d != dim)
+        return fact.pair.own.__getitem__ if rows is not None and self.nested(call, rows, factor) else None
 
     def _decided(self, fact: Fact, cls: int, one: Said) -> Fact:
         """A keep mask is False at its own class by definition, and True at later ones and at the living: they were not dropped."""
-        held = {(one.dim, k): TRUE if one.alive else ZERO for k in self.classes if k > cls or k == LIVE}
-        own = {(one.dim, cls): ZERO if one.alive else TRUE} if one.same else {}
+        held = {(one.dim, k): Value.of(one.alive) for k in self.classes if k > cls or k == LIVE}
+        own = {(one.dim, cls): hull_of([Value.of(number) for number in one.dropped])} if one.same else {}
         return replace(fact, held={**fact.held, **held, **own})
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
@@ -127,7 +142,7 @@ class Facts:
         if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
             return self._opaque(node)
         fact = _settle(call, self._derive(call))
-        return replace(fact, held={}, rows=frozenset()) if self.axes.mixes(call) else fact
+        return replace(fact, held={}, rows=frozenset(), pair=None, place=None) if self.axes.mixes(call) else fact
 
     def _restored(self, x: Fact, keep: Fact, base: Fact) -> Fact:
         """Kept tokens hold what ``x`` holds, dropped ones what ``base`` holds; a pending row of ``x`` is a dropped token's."""
@@ -165,7 +180,9 @@ class Facts:
             ]
             held |= {(d, 0): facts[0].at(d, 0) for d in joined}
         hard = any(f.hard and f.pending for f in facts)
-        fact = Fact(held, self._anywhere(call, facts), pending, hard, _rows(call, facts))
+        fact = Fact(
+            held, self._anywhere(call, facts), pending, hard, _rows(call, facts), self._paired(call, facts), placed(call, facts)
+        )
         return self._softmax(call, facts[0], fact) if NEG_INF in call.factors.folds.values() else fact
 
     def _result(self, call: Described, facts: list[Fact], factor: str, cls: int) -> Value | None:
@@ -186,6 +203,11 @@ class Facts:
                 return values[0]
         return None
 
+    def _paired(self, call: Described, facts: list[Fact]) -> Pair | None:
+        if not any(f.pair is not None or f.place is not None for f in facts):
+            return None
+        return paired(call, facts, self.axes.token_dims(call.node), self.classes, self._anywhere(call, facts))
+
     def _anywhere(self, call: Described, facts: list[Fact]) -> Value:
         assert call.rule is not None
         values = [f.at(None, LIVE) for f in facts]
@@ -201,23 +223,31 @@ class Facts:
     def _softmax(self, call: Described, source: Fact, fact: Fact) -> Fact:
         """Along a softmax, masked positions become 0; the rows are pending until an unmasked key is sure."""
         assert call.factors is not None
-        held, pending, hard, rows, rest = dict(fact.held), fact.pending, fact.hard, fact.rows, fact.rest
+        held, pending, hard, rows, rest, pair = dict(fact.held), fact.pending, fact.hard, fact.rows, fact.rest, fact.pair
         for factor in call.factors.folds:
             (dim,) = call.of(0, factor)
-            masked = self.masked(source, dim)
+            masked, own = self.masked(call, factor), self._own(call, factor)
+            sure = own is not None and all(own(c).finite and all(v.below(own(c)) for v in masked.values()) for c in self.classes)
             if call.node.target in WITHIN_ONE:
                 rest = Value(-1.0, 1.0)  # NaN rows are the pending ones, and those that the model masks whole: assumed away
-                if not all(source.at(dim, cls).finite for cls in self.classes if cls not in masked):
+                if not (
+                    source.at(dim, 0).finite
+                    or sure
+                    or all(source.at(dim, cls).finite for cls in self.classes if cls not in masked)
+                ):
                     self.attended.append(call.node)
             if not masked:
                 continue
             if call.factors.outs[0][dim : dim + 1] == (factor,) and call.node.target is not aten.log_softmax.int:
-                held |= {(dim, cls): ZERO for cls in masked}
-            if not (self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())):
+                whole = {cls for cls, value in masked.items() if source.at(dim, cls) == value}
+                held |= {(dim, cls): ZERO for cls in whole}
+                pair = hidden(source.pair, dim, masked, rest) if own is not None and source.pair is not None else pair
+            first = self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())
+            if not (first or sure):
                 queries = frozenset(d for d in self.axes.token_dims(call.node) if d != dim)
                 rows = rows & queries if pending else queries
                 pending, hard = max(pending, *masked), hard or any(v.lo == NEG_INF for v in masked.values())
-        return replace(fact, held=held, pending=pending, hard=hard, rows=rows, rest=rest)
+        return replace(fact, held=held, pending=pending, hard=hard, rows=rows, rest=rest, pair=pair)
 
 
 def _settle(call: Described, fact: Fact) -> Fact:
@@ -239,6 +269,21 @@ def _rows(call: Described, facts: list[Fact]) -> frozenset[int]:
     return frozenset(d for d, factor in enumerate(call.factors.outs[0]) if factor in factors)
 
 
+def _positions(node: fx.Node) -> Fact:
+    """``arange`` from a known number, by ones."""
+    start = 0.0 if node.target is aten.arange.default else node.args[0]
+    if not isinstance(start, (int, float)) or len(node.args) > 2:
+        return Fact(rest=Value(NEG_INF, -NEG_INF))
+    count = node.meta["val"].shape[0]
+    most = count if isinstance(count, int) else int(count.node.shape_env.bound_sympy(count.node.expr).upper)
+    whole = not node.meta["val"].dtype.is_floating_point
+    return Fact(
+        {(0, 0): Value.of(float(start))},
+        Value(float(start), float(start) + max(most - 1, 0)),
+        place=0 if whole and start == 0 else None,
+    )
+
+
 def _source(node: fx.Node) -> Fact:
     """Ops without tensor inputs: filled tensors are known everywhere; ``arange`` has a known first element."""
     number: object = None
@@ -252,7 +297,5 @@ def _source(node: fx.Node) -> Fact:
         case aten.ones.default:
             number = 1.0
         case aten.arange.default | aten.arange.start_step:
-            start = 0.0 if node.target is aten.arange.default else node.args[0]
-            first = {(0, 0): Value.of(float(start))} if isinstance(start, (int, float)) else {}
-            return Fact(held=first, rest=Value(NEG_INF, -NEG_INF))
+            return _positions(node)
     return Fact(rest=Value.of(float(number))) if isinstance(number, (int, float, bool)) else Fact()

@@ -1,64 +1,184 @@
-"""Masks held as bool, int or float, and what a keep mask says of the masks it was made from."""
+"""Masks in any dress: tensors that hold only a few known numbers, and what one mask says of the masks it was made from.
 
+A mask may be bool, 0 and 1 in another dtype, or additive (0 and -1e4, 0 and -inf, sums of these). All are one thing here: a *set of
+numbers* per node, found by running each elementwise op on every combination of its operands' numbers. Backwards the same combinations say
+what a mask tells of its ingredients: where a conjunction is true both sides are.
+"""
+
+import itertools
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.rules import Held
+from tpcompile.passes.rules.ranges import NEVER_NEGATIVE, WITHIN_ONE
 
 aten = torch.ops.aten
+Numbers = frozenset[float]
+"""What a node holds, all told; empty where that is not known."""
 
-ANDS = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default, aten.mul.Tensor, aten.minimum.default)
-ORS = (aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default, aten.maximum.default)
-NOTS = (aten.bitwise_not.default, aten.logical_not.default)
-_SCALARS = (aten.ne.Scalar, aten.eq.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar)
-_MINUS = (aten.rsub.Scalar, aten.sub.Tensor)
+BITS: Numbers = frozenset((0.0, 1.0))
+NOTHING: Numbers = frozenset()
+MOST = 8
+"""Numbers a mask may hold: a sum of additive masks holds one more per layer."""
+COMBINATIONS = 128
+_STEPS = (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default)
+_NEVER = (*NEVER_NEGATIVE, aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+_CONSTANTS: dict[Any, float] = {
+    aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0, aten.ones.default: 1.0, aten.zeros.default: 0.0
+}  # fmt: skip
 
 
-class Binary:
-    """Which nodes hold nothing but 0 and 1.
+class Masks:
+    """Which nodes hold only a few known numbers, and which.
 
     Args:
         axes: the calls of a graph.
         constants: placeholder -> weight or buffer.
+        bits: inputs that are taken to hold 0 and 1.
     """
 
-    def __init__(self, axes: AxesMap, constants: Mapping[str, torch.Tensor]) -> None:
-        self.axes, self.constants = axes, constants
-        self.known: dict[str, bool] = {}
+    def __init__(self, axes: AxesMap, constants: Mapping[str, torch.Tensor], bits: frozenset[str] = frozenset()) -> None:
+        self.axes, self.constants, self.bits = axes, constants, bits
+        self.known: dict[str, Numbers] = {}
 
-    def __call__(self, node: Any) -> bool:
-        """Whether a node, or a number, is 0 or 1 everywhere."""
-        if isinstance(node, (bool, int, float)):
-            return node in (0, 1)
-        if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
-            return False
+    def __call__(self, node: fx.Node) -> Numbers:
+        """The numbers that a node holds."""
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            return NOTHING
         if node.name not in self.known:
-            self.known[node.name] = self._decide(node)
+            found = self._found(node)
+            self.known[node.name] = found or (BITS if node.meta["val"].dtype is torch.bool else NOTHING)
         return self.known[node.name]
 
-    def _decide(self, node: fx.Node) -> bool:
-        if node.meta["val"].dtype is torch.bool:
-            return True
+    def _found(self, node: fx.Node) -> Numbers:
         if node.op == "placeholder":
-            value = self.constants.get(node.name)
-            return value is not None and bool(torch.isin(value, torch.tensor([0, 1], dtype=value.dtype)).all())
-        if node.target in (aten.full.default, aten.scalar_tensor.default):
-            return self(node.args[1] if node.target is aten.full.default else node.args[0])
-        if node.target in (aten.ones_like.default, aten.zeros_like.default, aten.ones.default, aten.zeros.default):
-            return True
-        if node.target in (*ANDS, *ORS) or node.target is aten._to_copy.default:
-            return all(self(a) for a in node.args)
-        if complement(node) is not None:
-            return self(complement(node))
-        if node.target in (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar):
-            return self(node.args[1]) and self(node.args[2])
+            return (
+                _listed(self.constants[node.name]) if node.name in self.constants else BITS if node.name in self.bits else NOTHING
+            )
+        number = _CONSTANTS.get(node.target)
+        if node.target in (aten.full.default, aten.full_like.default):
+            number = node.args[1]  # type: ignore[assignment]
+        elif node.target is aten.scalar_tensor.default:
+            number = node.args[0]  # type: ignore[assignment]
+        if isinstance(number, (bool, int, float)):
+            return frozenset((float(number),))
         call = self.axes.calls.get(node.name)
-        return call is not None and moves(call) and self(call.operands[0])
+        return self._made(call) if call is not None and call.rule is not None else NOTHING
+
+    def _made(self, call: Described) -> Numbers:
+        assert call.rule is not None
+        node = call.node
+        match call.rule.held:
+            case Held.MAP:
+                return _steps(node) or frozenset(result for _, result in self.combinations(call))
+            case Held.COPY | Held.SAME if len(call.operands) == 1:
+                return self(call.operands[0])
+            case Held.FRONT:
+                sets = [self(operand) for operand in call.operands]
+                together = NOTHING.union(*sets)
+                return together if all(sets) and len(together) <= MOST else NOTHING
+        chosen = (
+            node.target in (aten.argmax.default, aten.argmin.default) and len(node.args) > 1 and isinstance(node.args[1], int)
+        )
+        return BITS if chosen and call.operands[0].meta["val"].shape[node.args[1]] == 2 else NOTHING  # type: ignore[index]
+
+    def combinations(self, call: Described) -> list[tuple[tuple[float, ...], float]]:
+        """What the operands of an elementwise op may hold together, with what the op makes of it; none where that is not known."""
+        sets = tuple(self(operand) for operand in call.operands)
+        count = math.prod(map(len, sets))
+        if not 0 < count <= COMBINATIONS:
+            return []
+        kinds = tuple((operand.meta["val"].dtype, operand.meta["val"].dim() > 0) for operand in call.operands)
+        arguments = _plain(call.node.args), _plain(tuple(sorted(call.node.kwargs.items())))
+        if any(isinstance(a, fx.Node) for part in arguments for a in _leaves(part)):
+            return []  # a size
+        assert isinstance(call.node.target, OpOverload)
+        found = _run(call.node.target, arguments, kinds, tuple(tuple(sorted(s)) for s in sets))
+        results = {result for _, result in found}
+        return [] if len(results) > MOST or any(map(math.isnan, results)) else list(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A number among an op's arguments, where 1, 1.0 and True differ; without one, the place of a tensor."""
+
+    kind: type | None = None
+    value: Any = None
+
+
+def _plain(value: Any) -> Any:
+    """Arguments that can be compared: tensors by their place only; sizes stay nodes."""
+    if isinstance(value, fx.Node):
+        return _Written() if isinstance(value.meta.get("val"), torch.Tensor) else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else _Written(type(value), value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+@lru_cache(maxsize=4096)
+def _run(
+    op: OpOverload, arguments: tuple[Any, Any], kinds: tuple[tuple[torch.dtype, bool], ...], sets: tuple[tuple[float, ...], ...]
+) -> tuple[tuple[tuple[float, ...], float], ...]:
+    """The op itself on every combination; an operand has a dtype, and a dim or none."""
+    found = []
+    for combined in itertools.product(*sets):
+        tensors = (
+            torch.full((1,) if wide else (), number, dtype=torch.float64).to(dtype)
+            for number, (dtype, wide) in zip(combined, kinds, strict=True)
+        )
+        args, kwargs = (_filled(part, tensors) for part in arguments)
+        found.append((combined, float(op(*args, **dict(kwargs)))))
+    return tuple(found)
+
+
+def _filled(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    if isinstance(value, tuple):
+        return [_filled(v, tensors) for v in value]
+    return next(tensors) if value.kind is None else value.value
+
+
+def _listed(constant: torch.Tensor) -> Numbers:
+    """The numbers of a weight or buffer, where they are few."""
+    if constant.numel() == 0 or constant.is_complex() or len(constant.flatten()[:64].unique()) > MOST:
+        return NOTHING
+    values = frozenset(map(float, constant.unique()))
+    return NOTHING if len(values) > MOST or any(map(math.isnan, values)) else values
+
+
+def _steps(node: fx.Node) -> Numbers:
+    """Signs, and what rounding leaves of numbers between -1 and 1."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return NOTHING
+    never = source.target in _NEVER or (_clamped(source) and source.args[1] >= 0)  # type: ignore[operator]
+    within = source.target in WITHIN_ONE or _clamped(source)
+    if node.target in (aten.sign.default, aten.sgn.default) or (node.target in _STEPS and within):
+        return BITS if never else BITS | {-1.0}
+    return NOTHING
+
+
+def _clamped(node: fx.Node) -> bool:
+    """Whether it is a clamp to bounds between -1 and 1."""
+    bounds = node.args[1:]
+    return (
+        node.target is aten.clamp.default
+        and len(bounds) == 2
+        and all(isinstance(b, (int, float)) and abs(b) <= 1 for b in bounds)
+    )
 
 
 def moves(call: Described) -> bool:
@@ -73,29 +193,6 @@ def whole(call: Described) -> bool:
     return moves(call) and all(sizes.get(factor, 1) == 1 for factor in {*call.factors.reads, *call.factors.rigid})
 
 
-def complement(node: fx.Node) -> fx.Node | None:
-    """``x`` of ``1 - x``, else None."""
-    if node.kwargs or len(node.args) != 2:
-        return None
-    first, second = node.args
-    if node.target is aten.rsub.Scalar:
-        return first if second == 1 and isinstance(first, fx.Node) else None
-    if node.target is aten.sub.Tensor and isinstance(first, fx.Node) and isinstance(second, fx.Node):
-        return second if _ones(first) else None
-    return None
-
-
-def _ones(node: fx.Node) -> bool:
-    match node.target:
-        case aten.ones_like.default | aten.ones.default:
-            return True
-        case aten.full.default | aten.full_like.default:
-            return bool(node.args[1] == 1)
-        case aten.scalar_tensor.default:
-            return bool(node.args[0] == 1)
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Said:
     """What a keep mask says of a mask it was made from.
@@ -104,71 +201,51 @@ class Said:
         node: that mask.
         dim: its token dim.
         alive: what it holds at tokens that live on.
-        same: it is the keep mask or its complement, so it holds the other value at the tokens dropped there.
+        dropped: what it may hold at tokens dropped there; empty where nothing is known.
     """
 
     node: fx.Node
     dim: int
-    alive: bool
-    same: bool
+    alive: float
+    dropped: Numbers
+
+    @property
+    def same(self) -> bool:
+        """Whether it tells dropped tokens from living ones: it is the keep mask in another form."""
+        return bool(self.dropped) and self.alive not in self.dropped
 
 
-def said(keep: fx.Node, axes: AxesMap, binary: Binary, dim: int = 1) -> Iterator[Said]:
-    """Every mask that a mask determines, followed backwards.
+def kept(keep: fx.Node) -> Said:
+    """What a keep mask, bool ``[B, N]``, says of itself."""
+    return Said(keep, 1, 1.0, frozenset((0.0,)))
 
-    Through views, casts, complements and comparisons with a number between 0 and 1 it is the same mask in another form. At tokens that
-    live on all sides of a conjunction are true, and all sides of a disjunction of complements false.
 
-    Args:
-        keep: 0 and 1, true at tokens that live.
-        axes: the calls of its graph.
-        binary: which nodes are masks.
-        dim: its token dim.
-    """
-    stack = [Said(keep, dim, alive=True, same=True)]
-    seen: set[tuple[str, bool, bool]] = set()
+def said(start: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
+    """Every mask that a mask determines, followed backwards through views and elementwise ops on masks."""
+    stack, seen = [start], set[Said]()
     while stack:
         at = stack.pop()
-        key = (at.node.name, at.alive, at.same)
-        if key in seen:
+        if at in seen:
             continue
-        seen.add(key)
-        if at.node is not keep:
+        seen.add(at)
+        if at is not start:
             yield at
-        stack.extend(_behind(at, axes, binary))
+        stack.extend(_behind(at, axes, masks))
 
 
-def _behind(at: Said, axes: AxesMap, binary: Binary) -> Iterator[Said]:
-    node = at.node
-    call = axes.calls.get(node.name)
-    if call is None or call.factors is None or call.rule is None or not binary(node):
+def _behind(at: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
+    call = axes.calls.get(at.node.name)
+    if call is None or call.factors is None or call.rule is None:
         return
-    if node.target in (ANDS if at.alive else ORS):
-        yield from (replace(one, same=False) for one in _operands(at, call) if binary(one.node))
-    elif node.target in NOTS or complement(node) is not None:
-        other = complement(node) or node.args[0]
-        yield from (replace(one, alive=not at.alive) for one in _operands(at, call) if one.node is other and binary(one.node))
-    elif node.target in _SCALARS and binary(node.args[0]):
-        sense = _sense(node)
-        yield from (replace(one, alive=at.alive == sense) for one in _operands(at, call) if sense is not None)
-    elif node.target is aten._to_copy.default or whole(call):
-        yield from (one for one in _operands(at, call) if binary(one.node))
-
-
-def _operands(at: Said, call: Described) -> Iterator[Said]:
-    """The operands that have the token dim, in the sense of the result."""
-    assert call.factors is not None
     factor = call.factors.outs[0][at.dim]
     if factor is None or factor in call.factors.rigid or factor in call.factors.reads or factor in call.factors.folds:
         return
+    if call.rule.held is Held.MAP:
+        combined = masks.combinations(call)
+    else:
+        combined = [((number,), number) for number in masks(call.operands[0])] if whole(call) else []
     for index, operand in enumerate(call.operands):
-        for dim in call.of(index, factor):
-            yield Said(operand, dim, at.alive, at.same)
-
-
-def _sense(node: fx.Node) -> bool | None:
-    """Whether a comparison of a 0-1 mask with a number is the mask (True) or its complement (False); None where it is neither."""
-    if not isinstance(node.args[1], (bool, int, float)):
-        return None
-    results = [bool(node.target(torch.tensor(float(value)), node.args[1])) for value in (0, 1)]  # type: ignore[operator]
-    return None if results[0] == results[1] else results[1]
+        alive = {given[index] for given, result in combined if result == at.alive}
+        if len(alive) == 1:
+            dropped = frozenset(given[index] for given, result in combined if result in at.dropped)
+            yield from (Said(operand, dim, *alive, dropped) for dim in call.of(index, factor))

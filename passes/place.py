@@ -23,16 +23,13 @@ from torch import fx
 from tpcompile.axes import NEG_INF, Placement
 from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold, UsageError
 from tpcompile.ops import PRUNE, RESTORE
+from tpcompile.passes.assumptions import assumptions, bounds
 from tpcompile.passes.axesmap import LOOSE, AxesMap, Described, broadcasting
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts
-from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
-from tpcompile.program import Bound, Program, Stage, where_of
+from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
-
-UNDERFLOW = 104
-"""exp(-104) is 0 in float32."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,18 @@ class Place(GraphPass):
                 TokenMismatch, last, "one axis is both tokens and samples here", "keep batch and tokens on axes of their own"
             )
         levels = Levels(program, axes)
-        facts = Facts(program.graph, axes, {s.keep: s.tokens.level for s in program.sites}, program.constants())
+        keeps = {s.keep: s.tokens.level for s in program.sites}
+        facts = Facts(program.graph, axes, keeps, program.constants(), program.bits, levels.nested)
         proof = Proof(program, axes, levels, facts, frozenset(filter(None, self.assume_masked.split("+"))))
         pins = proof.check()
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
-        assumptions = (*program.assumptions, *proof.assumed, *dict.fromkeys(_assumptions(program, axes, facts)))
-        bounds = tuple(_bounds(program, axes, facts))
-        return replace(program, sites=sites, placements=placements, assumptions=assumptions, bounds=bounds)
+        assumed = (*program.assumptions, *proof.assumed, *dict.fromkeys(assumptions(program, axes, facts)))
+        return replace(
+            program, sites=sites, placements=placements, assumptions=assumed, bounds=tuple(bounds(program, axes, facts))
+        )
 
 
 class Levels:
@@ -112,6 +111,10 @@ class Levels:
         found = [self.get(n, d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
         found += [self.get(call.node, d) for d, f in enumerate(call.factors.outs[0]) if f == factor]
         return max(found, default=0)
+
+    def nested(self, call: Described, rows: str, keys: str) -> bool:
+        """Whether every token stored along one factor of a call is stored along another."""
+        return self.factor(call, rows) >= self.factor(call, keys)
 
     def _forward(self, node: fx.Node) -> None:
         call = self.axes.calls.get(node.name)
@@ -276,12 +279,11 @@ class Proof:
 
     def _neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
         """The classes at which a fold sees its neutral value: a mask far below the living, or an exact zero beside finite numbers."""
-        facts = [(self.facts[n], d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
         if neutral == NEG_INF:
-            return set(self.facts.masked(*facts[0]))
+            return set(self.facts.masked(call, factor))
         found = set()
         for cls in range(1, len(self.program.sites) + 1):
-            values = [fact.at(dim, cls) for fact, dim in facts]
+            values = self.facts.folded(call, factor, cls)
             if Value.of(neutral) in values and (neutral != 0.0 or all(v.finite for v in values)):
                 found.add(cls)
         return found
@@ -355,42 +357,6 @@ class Proof:
                 f"{what} may read a softmax row whose keys were all dropped by {site.name} ({site.where.short}): "
                 "it falls back to dropped tokens",
                 "keep a prefix token (keep = keep | first), or multiply the softmax by the keep mask of its queries",
-            )  # fmt: skip
-
-
-def _assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]:
-    """What the proof took for granted, one sentence per place."""
-    if program.sites:
-        yield "activations are finite: 0 * x is 0"
-    for call in axes.calls.values():
-        if call.factors is None or NEG_INF not in call.factors.folds.values():
-            continue
-        fact, place = facts[call.operands[0]], where_of(call.node)
-        if call.node in facts.attended:
-            yield f"{place.short} ({place.module}): every row has a key that is not masked"
-        for factor in call.factors.folds:
-            masked = facts.masked(fact, next(call.of(0, factor)))
-            finite = [value.hi for value in masked.values() if value.hi != NEG_INF]
-            if finite and call.rule is not None and call.rule.held is Held.SAME:
-                yield f"{place.short} ({place.module}): the largest living value is above {max(finite):.0f}"
-            elif finite:
-                limit = -max(finite) - UNDERFLOW
-                yield f"{place.short} ({place.module}): living logits spread less than {limit:.0f}: masked keys underflow to 0"
-
-
-def _bounds(program: Program, axes: AxesMap, facts: Facts) -> Iterator[Bound]:
-    """Every softmax that hides dropped keys by a finite number."""
-    for call in axes.calls.values():
-        if call.factors is None or NEG_INF not in call.factors.folds.values() or call.rule is None or call.rule.held is Held.SAME:
-            continue
-        logits = call.operands[0]
-        dim, batch = next(call.of(0, next(iter(call.factors.folds)))), axes.batch_dims(logits)
-        masked = {cls: value.hi for cls, value in facts.masked(facts[logits], dim).items() if value.hi != NEG_INF}
-        if masked and axes.is_token(logits, dim):
-            queries = [d for d in axes.token_dims(logits) if d != dim]
-            yield Bound(
-                logits.name, dim, batch[0] if batch else None, queries[0] if queries else None,
-                program.sites[max(masked) - 1].keep, -max(masked.values()) - UNDERFLOW, where_of(call.node),
             )  # fmt: skip
 
 

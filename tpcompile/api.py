@@ -25,7 +25,7 @@ from tpcompile.latency import bench as measure_latency
 from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import Dump, pipeline
-from tpcompile.passes.place import UNDERFLOW
+from tpcompile.passes.assumptions import UNDERFLOW
 from tpcompile.program import Program
 from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report import write as write_report

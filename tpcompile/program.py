@@ -114,6 +114,7 @@ class Program:
         placements: node name -> the token sets of its dims; empty before ``place``.
         assumptions: what the proof takes for granted, one sentence each.
         bounds: those of them that ``validate`` measures.
+        bits: placeholders of inputs that the proof takes to hold 0 and 1.
         history: the passes that ran, as they print.
         report: per pass, lines on what was done and refused, and why.
     """
@@ -127,6 +128,7 @@ class Program:
     placements: Mapping[str, Placement] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    bits: frozenset[str] = frozenset()
     history: tuple[str, ...] = ()
     report: tuple[str, ...] = ()
 
@@ -173,6 +175,16 @@ class Program:
         """Placeholder name -> the weight or buffer it stands for."""
         specs = self.exported.graph_signature.input_specs
         return {s.arg.name: self.constant(s) for s in specs if s.kind is not InputKind.USER_INPUT and hasattr(s.arg, "name")}
+
+    def placeholders(self) -> dict[str, str]:
+        """Placeholder name -> the input that it stands for."""
+        users = [s.arg.name for s in self.exported.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+        return dict(zip(users, (spec.name for spec in self.inputs), strict=True))
+
+    def example(self) -> dict[str, Tensor]:
+        """The inputs that the program was traced with, by name."""
+        leaves = pytree.tree_leaves(self.exported.example_inputs)
+        return dict(zip((spec.name for spec in self.inputs), leaves, strict=True))
 
     @property
     def graph(self) -> fx.Graph:

@@ -189,6 +189,14 @@ def _some(w: Writer) -> Any:
     return x
 
 
+@form(aten.mean.dim, aten.mean.default)
+def _mean(w: Writer) -> fx.Node:
+    """A sum over the count."""
+    x, dims = w["self"], w.dims(w["self"])
+    total = w(aten.sum.dim_IntList, x, dims, bool(w.given.get("keepdim")), dtype=w.out.dtype)
+    return w(aten.div.Tensor, total, _count(w, x, dims))
+
+
 _SPREADS = (aten.var, aten.std, aten.var_mean, aten.std_mean)
 
 
@@ -198,9 +206,7 @@ def _spread(w: Writer) -> fx.Node | list[fx.Node]:
     x, dims, kind = w["self"], w.dims(w["self"]), w.node.target.overloadpacket  # type: ignore[union-attr]
     correction = w.given.get("correction", int(bool(w.given.get("unbiased", True))))
     correction = 1 if correction is None else correction
-    count: Arg = 1
-    for d in dims:
-        count = _multiplied(w, count, w.size(x, d))
+    count = _count(w, x, dims)
     keeps = bool(w.given.get("keepdim"))
     mean = w(aten.div.Tensor, w(aten.sum.dim_IntList, x, dims, True), count)
     away = w(aten.sub.Tensor, x, mean)
@@ -211,6 +217,14 @@ def _spread(w: Writer) -> fx.Node | list[fx.Node]:
     if kind in (aten.var, aten.std):
         return result
     return [result, mean if keeps else w(aten.squeeze.dims, mean, dims)]
+
+
+def _count(w: Writer, x: fx.Node, dims: Sequence[int]) -> Arg:
+    """Elements along some dims."""
+    count: Arg = 1
+    for d in dims:
+        count = _multiplied(w, count, w.size(x, d))
+    return count
 
 
 def _multiplied(w: Writer, a: Arg, b: Arg) -> Arg:

@@ -155,6 +155,10 @@ WITHIN_ONE = (
     aten.cos.default, aten.erf.default,
 )  # fmt: skip
 SELECTS = (*WHERES, *FILLS)
+SAME_AT_EQUALS = (
+    aten.eq.Tensor, aten.ne.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor, aten.sub.Tensor,
+)  # fmt: skip
+"""Ops that give one number wherever both operands are equal."""
 
 
 def hull_of(values: Sequence[Value]) -> Value:

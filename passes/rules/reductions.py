@@ -141,6 +141,13 @@ def _batch_norm(call: Call) -> Factors:
     return Factors((letters, *more), (letters, *empty), rigid=frozenset(f for dims in empty for f in dims))
 
 
+def _own_statistics(call: Call) -> Factors:
+    """Without running statistics: every sample and position enters each channel's."""
+    letters, more = names(call.tensors[0].rank), tuple(("c",) for _ in call.tensors[1:])
+    saved = tuple(("s",) for _ in call.outs[1:])
+    return Factors((letters, *more), (letters, *saved), rigid=frozenset({*letters, "c", "s"}))
+
+
 def _pooled(spatial: int) -> Callable[[Call], Factors]:
     """Windows over the last dims."""
 
@@ -168,6 +175,11 @@ register(
         (torch.randn(6, 4, 5), torch.randn(4), torch.randn(4), torch.randn(4), torch.rand(4), 0.1, 1e-5),
         (torch.randn(6, 4), None, None, torch.randn(4), torch.rand(4), 0.1, 1e-5),
     ],
+)
+register(
+    aten._native_batch_norm_legit.no_stats,
+    _own_statistics,
+    lambda: [(torch.randn(6, 4, 5), torch.randn(4), torch.randn(4), True, 0.1, 1e-5)],
 )
 for _pool in (aten.avg_pool1d.default, aten.max_pool1d.default, aten.adaptive_avg_pool1d.default):
     register(_pool, _pooled(1), lambda: [(torch.randn(3, 5, 6), [2])])

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.axes import NEG_INF
+from tpcompile.axes import NEG_INF, Factors
 from tpcompile.passes import Canonicalize, Mark
-from tpcompile.passes.axesmap import AxesMap
-from tpcompile.passes.facts import LIVE, Fact, Facts
+from tpcompile.passes.axesmap import AxesMap, Described
+from tpcompile.passes.fact import LIVE, Fact
+from tpcompile.passes.facts import Facts
 from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value
 from tpcompile.program import Program
 
@@ -86,7 +87,9 @@ def test_what_a_dropped_and_a_living_token_hold(toy: Callable[..., Program]) -> 
 def test_a_mask_is_one_relative_to_the_living(toy: Callable[..., Program]) -> None:
     program, facts = facts_of(toy(Masks()))
     results = dict(zip(program.output_names, program.graph.output_node().args[0], strict=True))
-    hidden = {name for name in ("low", "half", "twice", "away", "back", "infinite") if facts.masked(facts[results[name]], 2)}
+    softmax = Factors((("b", "q", "k"),), (("b", "q", "k"),), folds={"k": NEG_INF})
+    names = ("low", "half", "twice", "away", "back", "infinite")
+    hidden = {name for name in names if facts.masked(Described(results[name], softmax, (results[name],)), "k")}
     assert hidden == {"low", "half", "twice", "infinite"}
 
 

@@ -28,7 +28,7 @@ def load(name: str) -> Any:
     return module
 
 
-ZOO = {name: model for file in ("zoo", "zoo_text", "zoo_vision") for name, model in vars(load(file)).items()}
+ZOO = {name: model for file in ("zoo", "zoo_text", "zoo_vision", "zoo_loops") for name, model in vars(load(file)).items()}
 
 
 def states(length: int) -> dict[str, Tensor]:
@@ -45,18 +45,12 @@ def image(length: int) -> dict[str, Tensor]:
 
 
 INPUTS: dict[str, Callable[[int], dict[str, Tensor]]] = {"Rotary": padded, "Fixed": image}
-ROWS = "a `where` with the last state, or zeros, is not yet read as `restore`"
-XFAIL: dict[str, str] = {
-    "Assigned": "a mean of what a boolean assignment wrote: canonicalize finds no metadata there",
-    "Skim": ROWS,
-    "Zeroed": ROWS,
-    "Signed": "sign(relu(x)) is not known to be 0 or 1",
-    "Memory": "a mask joined by cat is not known to be 0 or 1, and is no candidate",
-}
+XFAIL: dict[str, str] = {}
 
 SOUND = (
     "ReceivedAttention", "Gate", "Flash", "Dead", "Rotary", "Assigned", "Where", "Skim", "Zeroed", "HandNorm", "Average", "Rounded",
     "Signed", "Registers", "JoinedMask", "Policy", "HardGate", "Fixed", "Thresholds", "Distance", "Memory", "Columns",
+    "SelfLoop", "SelfKey", "Causal", "Window",
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch._ops import OpOverload
 
 from tpcompile.axes import NEG_INF, Factors
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.facts import Fact, Facts
+from tpcompile.passes.fact import Fact
+from tpcompile.passes.facts import Facts
 from tpcompile.passes.rules import RULES, Call, Held, Rule, register
 from tpcompile.passes.rules.base import names
 from tpcompile.passes.rules.law import Case, breaches, cases, put, run, unexercised

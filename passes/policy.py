@@ -1,0 +1,112 @@
+"""0-1 arithmetic written as logic, and a softmax with a policy written as a masked one.
+
+1. ``k + (1 - k) * e`` and ``a + b - a * b`` of masks are their maximum: a sum of products would not show that it is 0 or 1;
+2. ``exp(x - max) * m / sum(exp(x - max) * m)`` is the softmax of ``x`` where ``m`` is 1 and -inf elsewhere: the shift cancels. With
+   something added to the denominator it is not, and is left as it is;
+3. so is ``softmax(x) * m`` over its own sum: columns set to zero and the rest scaled to one.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpcompile.axes import NEG_INF
+from tpcompile.passes.masks import BITS, Masks
+from tpcompile.passes.rules.forms import Writer
+
+aten = torch.ops.aten
+_SOFTMAX = (aten.softmax.int, aten._softmax.default)
+
+
+def logic(graph: fx.Graph, masks: Masks) -> Iterator[fx.Node]:
+    """Rewrite a graph in place; gives every softmax that was written anew under a mask.
+
+    Args:
+        graph: with metadata on every node.
+        masks: its masks.
+    """
+    for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            made = _either(node, masks) if node.target in (aten.add.Tensor, aten.sub.Tensor) else None
+            weights = _normalised(node) if node.target is aten.div.Tensor else None
+            if weights is not None:
+                made = _masked(node, *weights, masks)
+        if made is not None:
+            node.replace_all_uses_with(made)
+            if node.target is aten.div.Tensor:
+                yield made
+            else:
+                masks.known[made.name] = BITS
+
+
+def _either(node: fx.Node, masks: Masks) -> fx.Node | None:
+    """Case 1."""
+    if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    first, second = node.args
+    pairs: list[tuple[Any, Any]] = []
+    if node.target is aten.add.Tensor:
+        for mask, product in ((first, second), (second, first)):
+            pairs += [(mask, other) for less, other in _factors(product) if _complement(less) is mask]
+    elif first.target is aten.add.Tensor and len(first.args) == 2 and not first.kwargs:  # type: ignore[union-attr]
+        pairs = [(a, b) for a, b in _factors(second) if set(first.args) == {a, b}]  # type: ignore[union-attr]
+    return next((Writer(node)(aten.maximum.default, a, b) for a, b in pairs if masks(a) == BITS == masks(b)), None)
+
+
+def _factors(node: Any) -> list[tuple[fx.Node, fx.Node]]:
+    """Both orders of a product's operands."""
+    if not isinstance(node, fx.Node) or node.target is not aten.mul.Tensor or not all(isinstance(a, fx.Node) for a in node.args):
+        return []
+    a, b = node.args
+    return [(a, b), (b, a)]  # type: ignore[list-item]
+
+
+def _complement(node: fx.Node) -> fx.Node | None:
+    """``x`` of ``1 - x``."""
+    one = node.target is aten.rsub.Scalar and len(node.args) == 2 and node.args[1] == 1 and not node.kwargs
+    return node.args[0] if one and isinstance(node.args[0], fx.Node) else None
+
+
+def _normalised(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """``w`` and the dim of ``w / w.sum(dim, keepdim=True)``."""
+    if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
+        return None
+    weights, total = node.args
+    assert isinstance(weights, fx.Node)
+    assert isinstance(total, fx.Node)
+    while total.target is aten.expand.default:
+        total = total.args[0]  # type: ignore[assignment]
+    if total.target is not aten.sum.dim_IntList or total.args[0] is not weights:
+        return None
+    w = Writer(total)
+    dims = w.dims(weights)
+    return (weights, dims[0]) if len(dims) == 1 and w["keepdim"] else None
+
+
+def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node | None:
+    """Cases 2 and 3."""
+    for source, mask in _factors(weights):
+        logits = _logits(source, dim)
+        if logits is not None and masks(mask) == BITS:
+            w = Writer(node)
+            open_ = mask if mask.meta["val"].dtype is torch.bool else w(aten.ne.Scalar, mask, 0)
+            return w(aten.softmax.int, w(aten.where.ScalarOther, open_, logits, NEG_INF), dim)
+    return None
+
+
+def _logits(node: fx.Node, dim: int) -> fx.Node | None:
+    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels."""
+    if node.target in _SOFTMAX:
+        (along,) = Writer(node).dims(node)
+        return node.args[0] if along == dim else None  # type: ignore[return-value]
+    if node.target is not aten.exp.default:
+        return None
+    logits: Any = node.args[0]
+    if logits.target is aten.sub.Tensor and len(logits.args) == 2 and not logits.kwargs:
+        x, most = logits.args
+        if isinstance(most, fx.Node) and most.target is aten.amax.default and most.args[0] is x:
+            w = Writer(most)
+            logits = x if w.dims(x) == [dim] and w["keepdim"] else logits
+    return logits  # type: ignore[no-any-return]
