@@ -16,7 +16,7 @@ def assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]:
     """What the proof took for granted, one sentence per place."""
     if program.sites:
         yield "activations are finite: 0 * x is 0"
-    yield from (f"{program.placeholders()[name]} holds 0 and 1 only" for name in sorted(program.bits))
+    yield from (f"{program.placeholders()[name]} holds 0 and 1 only, and 1 at position 0" for name in sorted(program.bits))
     for call in axes.calls.values():
         if call.factors is None or NEG_INF not in call.factors.folds.values():
             continue

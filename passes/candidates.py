@@ -41,14 +41,14 @@ class Candidate:
 
 
 def bit_inputs(program: Program) -> frozenset[str]:
-    """Placeholders of whole-number inputs ``[B, N]`` that hold 0 and 1 in the example."""
+    """Placeholders of whole-number inputs ``[B, N]`` that hold 0 and 1, and 1 at position 0, in the example."""
     example = program.example()
     return frozenset(name for name, given in program.placeholders().items() if _bits(example[given]))
 
 
 def _bits(value: torch.Tensor) -> bool:
     whole = not value.is_floating_point() and value.dtype is not torch.bool
-    return whole and value.dim() == 2 and bool(((value == 0) | (value == 1)).all())
+    return whole and value.dim() == 2 and bool(((value == 0) | (value == 1)).all() & (value[:, 0] == 1).all())
 
 
 def candidates(program: Program) -> Iterator[Candidate]:

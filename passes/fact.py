@@ -33,26 +33,42 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Rows of a softmax that may have lost every key: masked and gathered runs differ there.
+
+    Attributes:
+        level: classes 1..level may have taken every key.
+        hard: the rows may be NaN (an infinite mask): a product with 0 does not hide them, a ``where`` does.
+        rows: dims that run over those rows; known values at classes 1..level along any of them settle the doubt.
+    """
+
+    level: int
+    hard: bool
+    rows: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Fact:
     """What is known of one tensor.
 
     Attributes:
         held: (dim, class) -> what stands at the class's positions along that dim.
         rest: what stands anywhere in the tensor.
-        pending: classes 1..pending may have taken every key of a softmax this came from; 0 when settled.
-        hard: pending rows may be NaN (an infinite mask): a product with 0 does not hide them, a ``where`` does.
-        rows: dims that are the pending softmax's query axis; only zeros along them settle it.
+        doubts: rows that may differ, until they are settled.
         pair: what is known on and off a diagonal.
         place: a dim along which every element is its own position.
     """
 
     held: Mapping[tuple[int, int], Value] = field(default_factory=dict)
     rest: Value = UNKNOWN
-    pending: int = 0
-    hard: bool = False
-    rows: frozenset[int] = frozenset()
+    doubts: frozenset[Doubt] = frozenset()
     pair: Pair | None = None
     place: int | None = None
+
+    @property
+    def pending(self) -> int:
+        """The newest class of a doubt; 0 where there is none."""
+        return max((doubt.level for doubt in self.doubts), default=0)
 
     def at(self, dim: int | None, cls: int) -> Value:
         """What stands at a class along a dim; anywhere, for an operand that lacks the dim."""

@@ -5,9 +5,9 @@ Tokens are sorted into *classes*: class ``k`` holds the tokens dropped at site `
 number, an interval, or something bounded about one. A fold over a set born at site ``j`` is sound when every class 1..j holds the fold's
 neutral value, and a mask is one only *relative to the living*: dropped keys must lie far below them.
 
-A softmax is only meaningful while some key is unmasked. Until that is proved its result is *pending*: ``pending`` holds the class up to
-which keys may all be gone. It is settled where the dropped positions of a query dim hold a known value (dead queries were zeroed: a living
-query is its own unmasked key), or when position 0 is never dropped and never masked.
+A softmax is only meaningful while some key is unmasked. Until that is proved its rows are in *doubt*, with the class up to which keys may
+all be gone. A doubt is settled where the dropped positions of a query dim hold a known value (dead queries were zeroed: a living query is
+its own unmasked key), or when position 0 is never dropped and never masked.
 
 A tensor over two token dims, queries and keys, may hold one thing where both are the same token and another elsewhere: ``Pair``. A dropped
 key that only its own query sees is as good as masked, because a row is stored with its own key.
@@ -16,7 +16,7 @@ With a batch, a class is a set of (sample, position) pairs. What is known along 
 samples loses it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -25,10 +25,10 @@ from torch import fx
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.fact import LIVE, Fact, Pair, hidden, paired, placed
-from tpcompile.passes.masks import Masks, Said, kept, said
+from tpcompile.passes.fact import LIVE, Doubt, Fact, Pair, hidden, paired, placed
+from tpcompile.passes.masks import Masks, Said, compared, kept, said
 from tpcompile.passes.rules import Held
-from tpcompile.passes.values import SELECTS, TRUE, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
+from tpcompile.passes.values import SELECTS, TRUE, TRUTH, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ class Facts:
         axes: its token dims.
         keeps: keep node -> class (site number) it decides.
         constants: placeholder -> weight or buffer.
-        bits: inputs that are taken to hold 0 and 1.
+        bits: inputs ``[B, N]`` that are taken to hold 0 and 1, and 1 at position 0.
         nested: whether, in a call, every token stored along the first factor is stored along the second.
 
     Attributes:
@@ -57,23 +57,27 @@ class Facts:
         bits: frozenset[str] = frozenset(),
         nested: Callable[[Described, str, str], bool] = lambda call, rows, keys: False,
     ) -> None:
-        self.axes, self.keeps, self.nested = axes, keeps, nested
+        self.axes, self.keeps, self.nested, self.bits = axes, keeps, nested, bits
         self.classes = (LIVE, *range(max(keeps.values(), default=0) + 1))
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
         self.attended: list[fx.Node] = []
         masks, nodes = Masks(axes, constants, bits), {n.name: n for n in graph.nodes}
         told: dict[str, list[tuple[int, Said]]] = {}
+        bounded: dict[str, list[tuple[int, int, Value]]] = {}
         for name, cls in keeps.items():
-            for one in said(kept(nodes[name]), axes, masks):
+            for one in (kept(nodes[name]), *said(kept(nodes[name]), axes, masks)):
                 told.setdefault(one.node.name, []).append((cls, one))
+                for operand, dim, value in compared(one, axes):
+                    bounded.setdefault(operand.name, []).append((cls, dim, value))
         for node in graph.nodes:
             fact = self._start(node, constants)
             if node.name in keeps:
                 self.before[node.name] = fact
-                fact = self._decided(fact, keeps[node.name], kept(node))
             for cls, one in told.get(node.name, ()):
                 fact = self._decided(fact, cls, one)
+            for cls, dim, value in bounded.get(node.name, ()):
+                fact = replace(fact, held={**fact.held, (dim, cls): value}) if not fact.at(dim, cls).exact else fact
             self.known[node.name] = fact
 
     def __getitem__(self, node: fx.Node) -> Fact:
@@ -106,7 +110,7 @@ class Facts:
         values = {cls: self.folded(call, factor, cls)[0] for cls in self.classes if cls > 0}
         first, living = fact.at(dim, 0), fact.at(dim, LIVE)
         rows = self._own(call, factor)
-        found = {}
+        found: dict[int, Value] = {}
         for against in (lambda cls: living if cls == LIVE else values[cls], rows):
             if against is None:
                 continue
@@ -133,6 +137,8 @@ class Facts:
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
         if node.op == "placeholder":
+            if node.name in self.bits:
+                return Fact({(1, 0): TRUE}, TRUTH)
             return Fact(rest=known(constants[node.name])) if node.name in constants else Fact()
         call = self.axes.calls.get(node.name)
         if call is not None and node.target is PRUNE:
@@ -142,30 +148,28 @@ class Facts:
         if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
             return self._opaque(node)
         fact = _settle(call, self._derive(call))
-        return replace(fact, held={}, rows=frozenset(), pair=None, place=None) if self.axes.mixes(call) else fact
+        if self.axes.mixes(call):
+            return Fact(rest=fact.rest, doubts=frozenset(replace(doubt, rows=frozenset()) for doubt in fact.doubts))
+        return fact
 
     def _restored(self, x: Fact, keep: Fact, base: Fact) -> Fact:
         """Kept tokens hold what ``x`` holds, dropped ones what ``base`` holds; a pending row of ``x`` is a dropped token's."""
         held = {(1, cls): choose(keep.at(1, cls), x.at(1, cls), base.at(1, cls)) for cls in self.classes}
-        settled = 1 in x.rows and all(keep.at(1, cls) == ZERO for cls in range(1, x.pending + 1))
-        worst = base if settled or base.pending > x.pending else x
-        hard = base.hard or (x.hard and not settled)
-        return Fact(held, hull_of((x.rest, base.rest)), worst.pending, hard, base.rows & x.rows if not settled else base.rows)
+        own = {d for d in x.doubts if 1 not in d.rows or any(keep.at(1, cls) != ZERO for cls in range(1, d.level + 1))}
+        return Fact(held, hull_of((x.rest, base.rest)), base.doubts | own)
 
     def _opaque(self, node: fx.Node) -> Fact:
         """Ops without a rule, with several outputs, or without tensor inputs: what is pending stays pending."""
         facts = [self.known[n.name] for n in node.all_input_nodes if n.name in self.known]
-        pending = max((f.pending for f in facts), default=0)
-        hard = any(f.hard and f.pending for f in facts)
         if facts and any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes):
-            return Fact(rest=generic(node, [f.at(None, LIVE) for f in facts]), pending=pending, hard=hard)
+            doubts = frozenset(replace(doubt, rows=frozenset()) for f in facts for doubt in f.doubts)
+            return Fact(rest=generic(node, [f.at(None, LIVE) for f in facts]), doubts=doubts)
         return _source(node)
 
     def _derive(self, call: Described) -> Fact:
         assert call.factors is not None
         assert call.rule is not None
         facts = [self.known[n.name] for n in call.operands]
-        pending = max((f.pending for f in facts), default=0)
         held: dict[tuple[int, int], Value] = {}
         for d, factor in enumerate(call.factors.outs[0]):
             if factor is not None and factor not in call.factors.rigid:
@@ -179,10 +183,8 @@ class Facts:
                 if f in call.factors.rigid and isinstance(sizes[d], int) and sizes[d]
             ]
             held |= {(d, 0): facts[0].at(d, 0) for d in joined}
-        hard = any(f.hard and f.pending for f in facts)
-        fact = Fact(
-            held, self._anywhere(call, facts), pending, hard, _rows(call, facts), self._paired(call, facts), placed(call, facts)
-        )
+        doubts = frozenset(self._doubts(call, facts))
+        fact = Fact(held, self._anywhere(call, facts), doubts, self._paired(call, facts), placed(call, facts))
         return self._softmax(call, facts[0], fact) if NEG_INF in call.factors.folds.values() else fact
 
     def _result(self, call: Described, facts: list[Fact], factor: str, cls: int) -> Value | None:
@@ -202,6 +204,27 @@ class Facts:
             case Held.SAME if factor not in call.factors.folds:
                 return values[0]
         return None
+
+    def _doubts(self, call: Described, facts: list[Fact]) -> Iterator[Doubt]:
+        """The doubts of the operands as the result has them; what is combined along is no longer a row."""
+        assert call.factors is not None
+        for i, fact in enumerate(facts):
+            for doubt in fact.doubts:
+                factors = {f for d in doubt.rows if (f := call.factors.ins[i][d]) is not None}
+                if not any(self._hidden(call, i, factor, doubt) for factor in factors & set(call.factors.folds)):
+                    free = factors - set(call.factors.folds)
+                    yield replace(doubt, rows=frozenset(d for d, f in enumerate(call.factors.outs[0]) if f in free))
+
+    def _hidden(self, call: Described, index: int, factor: str, doubt: Doubt) -> bool:
+        """Whether a fold does not see the rows in doubt: masked in a softmax, or multiplied by 0 as masked pooling does."""
+        assert call.factors is not None
+        classes = range(1, doubt.level + 1)
+        if doubt.hard:
+            return False
+        if call.factors.folds[factor] == NEG_INF:
+            return set(classes) <= set(self.masked(call, factor))
+        others = [(self[n], d) for i, n in enumerate(call.operands) if i != index for d in call.of(i, factor)]
+        return call.factors.product and any(all(f.at(d, cls) == ZERO for cls in classes) for f, d in others)
 
     def _paired(self, call: Described, facts: list[Fact]) -> Pair | None:
         if not any(f.pair is not None or f.place is not None for f in facts):
@@ -223,7 +246,7 @@ class Facts:
     def _softmax(self, call: Described, source: Fact, fact: Fact) -> Fact:
         """Along a softmax, masked positions become 0; the rows are pending until an unmasked key is sure."""
         assert call.factors is not None
-        held, pending, hard, rows, rest, pair = dict(fact.held), fact.pending, fact.hard, fact.rows, fact.rest, fact.pair
+        held, doubts, rest, pair = dict(fact.held), set(fact.doubts), fact.rest, fact.pair
         for factor in call.factors.folds:
             (dim,) = call.of(0, factor)
             masked, own = self.masked(call, factor), self._own(call, factor)
@@ -245,28 +268,20 @@ class Facts:
             first = self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())
             if not (first or sure):
                 queries = frozenset(d for d in self.axes.token_dims(call.node) if d != dim)
-                rows = rows & queries if pending else queries
-                pending, hard = max(pending, *masked), hard or any(v.lo == NEG_INF for v in masked.values())
-        return replace(fact, held=held, pending=pending, hard=hard, rows=rows, rest=rest, pair=pair)
+                doubts.add(Doubt(max(masked), any(v.lo == NEG_INF for v in masked.values()), queries))
+        return replace(fact, held=held, doubts=frozenset(doubts), rest=rest, pair=pair)
 
 
 def _settle(call: Described, fact: Fact) -> Fact:
-    """A pending row is settled where the dropped positions of a query dim all hold a known value."""
-    if fact.hard and call.node.target not in SELECTS:
-        return fact
-    for dim in fact.rows if fact.pending else ():
-        values = [fact.held.get((dim, cls)) for cls in range(1, fact.pending + 1)]
-        if all(v is not None and v.exact and v.finite for v in values):
-            return replace(fact, pending=0, hard=False, rows=frozenset())
-    return fact
+    """A doubt is settled where the dropped positions of its rows all hold a known value."""
+    selects = call.node.target in SELECTS
 
+    def known_along(dim: int, doubt: Doubt) -> bool:
+        values = [fact.held.get((dim, cls)) for cls in range(1, doubt.level + 1)]
+        return all(v is not None and v.exact and (v.finite or selects) for v in values)
 
-def _rows(call: Described, facts: list[Fact]) -> frozenset[int]:
-    """Output dims that are the query axis of every pending softmax among the operands."""
-    assert call.factors is not None
-    sides = [{call.factors.ins[i][d] for d in f.rows} for i, f in enumerate(facts) if f.pending]
-    factors = set[str | None].intersection(*sides) - {None} if sides else set()
-    return frozenset(d for d, factor in enumerate(call.factors.outs[0]) if factor in factors)
+    left = [d for d in fact.doubts if (d.hard and not selects) or not any(known_along(dim, d) for dim in d.rows)]
+    return replace(fact, doubts=frozenset(left)) if len(left) < len(fact.doubts) else fact
 
 
 def _positions(node: fx.Node) -> Fact:

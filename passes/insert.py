@@ -56,7 +56,7 @@ def restored(program: Program) -> Program:
     masks, active = Masks(axes, program.constants(), program.bits), activations(program, axes)
     nodes = {node.name: node for node in draft.graph.nodes}
     order = {node.name: i for i, node in enumerate(program.graph.nodes)}
-    results = program.graph.output_node().args[0]
+    results: Any = program.graph.output_node().args[0]
     stack, seen = [n for n in results if isinstance(n, fx.Node) and _rows(n)], set[fx.Node]()
     made = False
     while stack:

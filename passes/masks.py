@@ -16,9 +16,10 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from tpcompile.axes import NEG_INF
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.rules import Held
-from tpcompile.passes.rules.ranges import NEVER_NEGATIVE, WITHIN_ONE
+from tpcompile.passes.rules.ranges import NEVER_NEGATIVE, WITHIN_ONE, Value
 
 aten = torch.ops.aten
 Numbers = frozenset[float]
@@ -30,6 +31,8 @@ MOST = 8
 """Numbers a mask may hold: a sum of additive masks holds one more per layer."""
 COMBINATIONS = 128
 _STEPS = (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default)
+_SIDES = {aten.gt.Scalar: True, aten.ge.Scalar: True, aten.lt.Scalar: False, aten.le.Scalar: False}
+"""Comparisons with a number: whether they are true above it."""
 _NEVER = (*NEVER_NEGATIVE, aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 _CONSTANTS: dict[Any, float] = {
     aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0, aten.ones.default: 1.0, aten.zeros.default: 0.0
@@ -42,7 +45,7 @@ class Masks:
     Args:
         axes: the calls of a graph.
         constants: placeholder -> weight or buffer.
-        bits: inputs that are taken to hold 0 and 1.
+        bits: inputs that are taken to hold 0 and 1, and 1 at position 0.
     """
 
     def __init__(self, axes: AxesMap, constants: Mapping[str, torch.Tensor], bits: frozenset[str] = frozenset()) -> None:
@@ -88,7 +91,7 @@ class Masks:
         chosen = (
             node.target in (aten.argmax.default, aten.argmin.default) and len(node.args) > 1 and isinstance(node.args[1], int)
         )
-        return BITS if chosen and call.operands[0].meta["val"].shape[node.args[1]] == 2 else NOTHING  # type: ignore[index]
+        return BITS if chosen and call.operands[0].meta["val"].shape[node.args[1]] == 2 else NOTHING
 
     def combinations(self, call: Described) -> list[tuple[tuple[float, ...], float]]:
         """What the operands of an elementwise op may hold together, with what the op makes of it; none where that is not known."""
@@ -153,9 +156,9 @@ def _filled(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
 
 def _listed(constant: torch.Tensor) -> Numbers:
     """The numbers of a weight or buffer, where they are few."""
-    if constant.numel() == 0 or constant.is_complex() or len(constant.flatten()[:64].unique()) > MOST:
+    if constant.numel() == 0 or constant.is_complex() or len(set(constant.flatten()[:64].tolist())) > MOST:
         return NOTHING
-    values = frozenset(map(float, constant.unique()))
+    values = frozenset(map(float, torch.unique(constant).tolist()))
     return NOTHING if len(values) > MOST or any(map(math.isnan, values)) else values
 
 
@@ -248,4 +251,18 @@ def _behind(at: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
         alive = {given[index] for given, result in combined if result == at.alive}
         if len(alive) == 1:
             dropped = frozenset(given[index] for given, result in combined if result in at.dropped)
-            yield from (Said(operand, dim, *alive, dropped) for dim in call.of(index, factor))
+            yield from (Said(operand, dim, min(alive), dropped) for dim in call.of(index, factor))
+
+
+def compared(one: Said, axes: AxesMap) -> Iterator[tuple[fx.Node, int, Value]]:
+    """Where a mask is a comparison with a number: what is compared, its token dim, and the numbers it holds at dropped tokens."""
+    node, call = one.node, axes.calls.get(one.node.name)
+    if node.target not in _SIDES or len(one.dropped) != 1 or not one.same or call is None or call.factors is None:
+        return
+    number, factor = node.args[1], call.factors.outs[0][one.dim]
+    if not isinstance(number, (int, float)) or not call.operands[0].meta["val"].is_floating_point():
+        return
+    bound = float(torch.tensor(float(number), dtype=call.operands[0].meta["val"].dtype))
+    above = _SIDES[node.target] == (1.0 in one.dropped)
+    value = Value(bound, -NEG_INF) if above else Value(NEG_INF, bound)
+    yield from ((call.operands[0], dim, value) for dim in call.of(0, str(factor)))

@@ -27,6 +27,7 @@ from tpcompile.passes.assumptions import assumptions, bounds
 from tpcompile.passes.axesmap import LOOSE, AxesMap, Described, broadcasting
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts
+from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
@@ -280,13 +281,23 @@ class Proof:
     def _neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
         """The classes at which a fold sees its neutral value: a mask far below the living, or an exact zero beside finite numbers."""
         if neutral == NEG_INF:
-            return set(self.facts.masked(call, factor))
+            return {*self.facts.masked(call, factor), *self._least(call, factor)}
         found = set()
         for cls in range(1, len(self.program.sites) + 1):
             values = self.facts.folded(call, factor, cls)
             if Value.of(neutral) in values and (neutral != 0.0 or all(v.finite for v in values)):
                 found.add(cls)
         return found
+
+    def _least(self, call: Described, factor: str) -> set[int]:
+        """The classes that a maximum may lose because nothing lies below them: what is stored is as large."""
+        if call.rule is None or call.rule.held is not Held.SAME:
+            return set()
+        values = {cls: self.facts.folded(call, factor, cls)[0] for cls in self.facts.classes if cls != 0}
+        least = min(value.floor for value in values.values())
+        return {
+            cls for cls, v in values.items() if cls > 0 and v.exact and v.lo <= least and all(o.finite for o in values.values())
+        }
 
     def _rigid(self, call: Described, level: int) -> None:
         raise _error(

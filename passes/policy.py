@@ -45,13 +45,14 @@ def _either(node: fx.Node, masks: Masks) -> fx.Node | None:
     """Case 1."""
     if len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
         return None
-    first, second = node.args
+    given: Any = node.args
+    first, second = given
     pairs: list[tuple[Any, Any]] = []
     if node.target is aten.add.Tensor:
         for mask, product in ((first, second), (second, first)):
             pairs += [(mask, other) for less, other in _factors(product) if _complement(less) is mask]
-    elif first.target is aten.add.Tensor and len(first.args) == 2 and not first.kwargs:  # type: ignore[union-attr]
-        pairs = [(a, b) for a, b in _factors(second) if set(first.args) == {a, b}]  # type: ignore[union-attr]
+    elif first.target is aten.add.Tensor and len(first.args) == 2 and not first.kwargs:
+        pairs = [(a, b) for a, b in _factors(second) if set(first.args) == {a, b}]
     return next((Writer(node)(aten.maximum.default, a, b) for a, b in pairs if masks(a) == BITS == masks(b)), None)
 
 
@@ -73,11 +74,10 @@ def _normalised(node: fx.Node) -> tuple[fx.Node, int] | None:
     """``w`` and the dim of ``w / w.sum(dim, keepdim=True)``."""
     if len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
         return None
-    weights, total = node.args
-    assert isinstance(weights, fx.Node)
-    assert isinstance(total, fx.Node)
+    given: Any = node.args
+    weights, total = given
     while total.target is aten.expand.default:
-        total = total.args[0]  # type: ignore[assignment]
+        total = total.args[0]
     if total.target is not aten.sum.dim_IntList or total.args[0] is not weights:
         return None
     w = Writer(total)
@@ -96,17 +96,17 @@ def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node 
     return None
 
 
-def _logits(node: fx.Node, dim: int) -> fx.Node | None:
-    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels."""
+def _logits(node: fx.Node, dim: int) -> Any:
+    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels. None for anything else."""
+    given: Any = node.args
     if node.target in _SOFTMAX:
-        (along,) = Writer(node).dims(node)
-        return node.args[0] if along == dim else None  # type: ignore[return-value]
+        return given[0] if Writer(node).dims(given[0]) == [dim] else None
     if node.target is not aten.exp.default:
         return None
-    logits: Any = node.args[0]
+    logits = given[0]
     if logits.target is aten.sub.Tensor and len(logits.args) == 2 and not logits.kwargs:
         x, most = logits.args
         if isinstance(most, fx.Node) and most.target is aten.amax.default and most.args[0] is x:
             w = Writer(most)
-            logits = x if w.dims(x) == [dim] and w["keepdim"] else logits
-    return logits  # type: ignore[no-any-return]
+            logits = x if w.dims(logits) == [dim] and w["keepdim"] else logits
+    return logits

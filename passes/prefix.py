@@ -46,7 +46,12 @@ def _number(node: fx.Node) -> float | None:
     """The number that a filled tensor holds."""
     while node.target is aten.expand.default:
         node = node.args[0]  # type: ignore[assignment]
-    known = {aten.ones.default: 1.0, aten.zeros.default: 0.0, aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
+    known: dict[Any, float] = {
+        aten.ones.default: 1.0,
+        aten.zeros.default: 0.0,
+        aten.ones_like.default: 1.0,
+        aten.zeros_like.default: 0.0,
+    }
     number = node.args[1] if node.target in (aten.full.default, aten.full_like.default) else known.get(node.target)
     return number if isinstance(number, (int, float)) else None
 

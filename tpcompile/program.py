@@ -114,7 +114,7 @@ class Program:
         placements: node name -> the token sets of its dims; empty before ``place``.
         assumptions: what the proof takes for granted, one sentence each.
         bounds: those of them that ``validate`` measures.
-        bits: placeholders of inputs that the proof takes to hold 0 and 1.
+        bits: placeholders of inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         history: the passes that ran, as they print.
         report: per pass, lines on what was done and refused, and why.
     """

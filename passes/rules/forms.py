@@ -95,36 +95,6 @@ def form(*ops: OpOverload) -> Callable[[Form], Form]:
     return add
 
 
-@form(aten.einsum.default)
-def _einsum(w: Writer) -> fx.Node | None:
-    """Two operands with at most one dim of their own each, and one that is summed: a matmul between permutes."""
-    left, arrow, out = w["equation"].replace(" ", "").partition("->")
-    sides, operands = left.split(","), w["tensors"]
-    if not arrow or "." in left or len(sides) != 2 or len(operands) != 2 or any(len(set(s)) < len(s) for s in sides):
-        return None
-    a, b = sides
-    batch = [f for f in out if f in a and f in b]
-    own = [[f for f in out if f in one and f not in other] for one, other in ((a, b), (b, a))]
-    summed = [f for f in a if f in b and f not in out]
-    if len(summed) != 1 or any(len(o) > 1 for o in own) or len(out) != len(batch) + len(own[0]) + len(own[1]):
-        return None
-    if len(a) != len(batch) + len(own[0]) + 1 or len(b) != len(batch) + len(own[1]) + 1:
-        return None
-    x = _ordered(w, operands[0], a, [*batch, *own[0], *summed])
-    y = _ordered(w, operands[1], b, [*batch, *summed, *own[1]])
-    x = x if own[0] else w(aten.unsqueeze.default, x, -2)
-    y = y if own[1] else w(aten.unsqueeze.default, y, -1)
-    product = w(aten.matmul.default, x, y)
-    gone = [d for d, o in ((-2, own[0]), (-1, own[1])) if not o]
-    product = w(aten.squeeze.dims, product, gone) if gone else product
-    return _ordered(w, product, [*batch, *own[0], *own[1]], list(out))
-
-
-def _ordered(w: Writer, x: fx.Node, have: Sequence[str], want: Sequence[str]) -> fx.Node:
-    order = [list(have).index(f) for f in want]
-    return x if order == sorted(order) else w(aten.permute.default, x, order)
-
-
 @form(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def _split(w: Writer) -> list[fx.Node | None] | None:
     (dim,), parts = w.dims(w["self"]), w.out

@@ -93,12 +93,6 @@ def _norm(call: Call) -> Factors:
     return Factors((ins,), (outs,), folds={ins[d]: 0.0 for d in gone})
 
 
-def _mean(call: Call) -> Factors:
-    ins, gone = names(call.tensors[0].rank), call.dims("dim", call.tensors[0].rank)
-    outs = tuple(None if d in gone else f for d, f in enumerate(ins) if call.args.get("keepdim") or d not in gone)
-    return Factors((ins,), (outs,), rigid=frozenset(ins[d] for d in gone))
-
-
 def _positions(call: Call) -> Factors:
     ins = names(call.tensors[0].rank)
     gone = call.dims("dim", call.tensors[0].rank)
@@ -112,7 +106,6 @@ register(
     lambda: [(torch.randn(3, 5, 4), order, [1], keepdim) for order, keepdim in ((2.0, True), (1.0, False), (-1.0, False))],
     held=Held.ZERO,
 )
-register(aten.mean.dim, _mean, lambda: [(torch.randn(3, 5, 4), [1])])
 register(aten.argmax.default, _positions, lambda: [(torch.randn(3, 5, 4), 1)])
 register(aten.argmin.default, _positions, lambda: [(torch.randn(3, 5, 4), 1)])
 rigid_last(

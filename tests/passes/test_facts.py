@@ -10,7 +10,7 @@ from tpcompile import ops
 from tpcompile.axes import NEG_INF, Factors
 from tpcompile.passes import Canonicalize, Mark
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.fact import LIVE, Fact
+from tpcompile.passes.fact import LIVE, Doubt, Fact
 from tpcompile.passes.facts import Facts
 from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value
 from tpcompile.program import Program
@@ -130,8 +130,8 @@ class Soft(nn.Module):
 def test_a_softmax_is_pending_until_its_rows_are_settled(toy: Callable[..., Program], number: float, hard: bool) -> None:
     program, facts = facts_of(toy(Soft(number)))
     p, rows, times, where = (facts[node] for node in program.graph.output_node().args[0])
-    assert (p.pending, p.hard, p.rows, p.at(2, 1)) == (1, hard, frozenset({1}), ZERO)
-    assert (rows.pending, rows.rows) == (1, frozenset({1}))
+    assert (p.doubts, p.at(2, 1)) == ({Doubt(1, hard, frozenset({1}))}, ZERO)
+    assert rows.doubts == {Doubt(1, hard, frozenset({1}))}
     assert times.pending == (1 if hard else 0)
     assert where.pending == 0
 
