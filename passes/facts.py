@@ -139,7 +139,9 @@ class Facts:
         if node.op == "placeholder":
             if node.name in self.bits:
                 return Fact({(1, 0): TRUE}, TRUTH)
-            return Fact(rest=known(constants[node.name])) if node.name in constants else Fact()
+            if node.name in constants:
+                return Fact(rest=known(constants[node.name]))
+            return Fact(rest=TRUTH) if node.meta["val"].dtype is torch.bool else Fact()
         call = self.axes.calls.get(node.name)
         if call is not None and node.target is PRUNE:
             return self.known[call.operands[0].name]
@@ -265,6 +267,13 @@ class Facts:
                 whole = {cls for cls, value in masked.items() if source.at(dim, cls) == value}
                 held |= {(dim, cls): ZERO for cls in whole}
                 pair = hidden(source.pair, dim, masked, rest) if own is not None and source.pair is not None else pair
+            if (
+                call.rule is not None
+                and call.rule.held is Held.SAME
+                and len(set(masked.values())) == 1
+                and next(iter(masked.values())).exact
+            ):
+                continue  # a maximum over nothing but dropped tokens is what each of them holds, and one is stored
             first = self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())
             if not (first or sure):
                 queries = frozenset(d for d in self.axes.token_dims(call.node) if d != dim)

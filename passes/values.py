@@ -165,6 +165,9 @@ def _monotone_here(call: Described, values: Sequence[Value]) -> bool:
         return all(n.meta["val"].dtype is torch.bool for n in call.operands)
     if target in COPIES:
         return dtype is not torch.bool or call.operands[0].meta["val"].dtype is torch.bool or values[0].lo > 0 or values[0].hi < 0
+    if target is aten.pow.Scalar:
+        base = call_of(call.node).args.get("self")
+        return isinstance(base, (int, float)) and TINY < base < HUGE and bounded
     if target is aten.pow.Tensor_Scalar:
         exponent = call_of(call.node).args.get("exponent")
         return isinstance(exponent, (int, float)) and exponent > 0 and values[0].lo >= 0
