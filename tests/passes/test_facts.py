@@ -158,3 +158,34 @@ def test_values_compare_below() -> None:
     assert not Value.of(-1e4).below(Value(-1e4, 0.0))
     assert Fact(held={(1, 1): ZERO}).at(1, 1) == ZERO
     assert Fact(rest=TRUE).at(None, 1) == TRUE
+
+
+class Loops(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        x = ops.prune(x, keep)
+        place = torch.arange(x.shape[1])
+        own = torch.eye(x.shape[1], dtype=torch.bool)
+        before = place[None, :] <= place[:, None]
+        near = (place[None, :] - place[:, None]).abs() < 2
+        open_ = keep[:, None, :] | own
+        logits = (x @ x.mT).masked_fill(~(open_ | (before & near & keep[:, None, :])), NEG_INF)
+        return {"eye": own[None] & keep[:, None, :], "open": open_, "before": before, "near": near, "p": logits.softmax(-1)}
+
+
+def test_on_and_off_the_diagonal(toy: Callable[..., Program]) -> None:
+    program = Mark()(Canonicalize()(toy(Loops())))
+    keeps = {site.keep: site.tokens.level for site in program.sites}
+    facts = Facts(program.graph, AxesMap(program.graph), keeps, program.constants(), nested=lambda call, rows, keys: True)
+    found = {
+        name: facts[node]
+        for name, node in zip(program.output_names, program.graph.output_node().args[0], strict=True)
+        if isinstance(node, torch.fx.Node)
+    }
+    pairs = {name: fact.pair for name, fact in found.items()}
+    assert all(pair is not None for pair in pairs.values())
+    own = {name: pair.own[1] for name, pair in pairs.items() if pair is not None}
+    assert own == {"eye": ZERO, "open": TRUE, "before": TRUE, "near": TRUE, "p": Value(-1.0, 1.0)}
+    keys = {name: pair.off[max(pair.dims), 1] for name, pair in pairs.items() if pair is not None}
+    assert (keys["eye"], keys["open"]) == (ZERO, ZERO)
+    assert found["before"].at(1, 0) == TRUE  # everybody sees position 0
+    assert not found["p"].doubts  # and itself
