@@ -182,6 +182,7 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
         outputs=tuple(TensorInfo.of(o) for o in compiled.engine.outputs),
         ranges=dict(subject.values),
+        attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
         precision=precision,
         pipeline=",".join(compact.history),
         assumptions=compact.assumptions,
@@ -195,7 +196,8 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
 def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
     return pruned.model_copy(
         update={
-            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "method": None, "pipeline": ",".join(dense.history),
+            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
+            "pipeline": ",".join(dense.history),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

@@ -11,7 +11,7 @@ import numpy as np
 from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
 from tpcompile.errors import InputError, StageError, UsageError
-from tpcompile.manifest import ATTENDED, Manifest
+from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.spec import TensorSpec
 
@@ -90,9 +90,8 @@ def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarr
     for name, spec in specs.items():
         _sizes(arrays[name], spec, manifest.dims, sizes)
         _values(name, arrays[name], manifest.ranges.get(name))
-    mask = arrays.get("attention_mask")
-    if mask is not None and ATTENDED in manifest.assumptions and not mask.any(axis=-1).all():
-        raise InputError("attention_mask hides every token of a sample", fix="keep at least one token: the export assumed it")
+    for name in manifest.attended:
+        _attended(name, arrays[name])
     return arrays
 
 
@@ -329,6 +328,15 @@ def _sizes(array: np.ndarray, spec: TensorSpec, dims: Mapping[str, tuple[int, in
             raise InputError(f"{what}; the engine takes {high} at most", fix=f"truncate to {high}, or split the text")
         if seen.setdefault(want, size) != size:
             raise InputError(f"{what}, another input {seen[want]}", fix="give every input the same length")
+
+
+def _attended(name: str, mask: np.ndarray) -> None:
+    if not ((mask == 0) | (mask == 1)).all():
+        raise InputError(
+            f"{name} holds other numbers than 0 and 1", fix="pass 1 for a token and 0 for padding: the export assumed it"
+        )
+    if not (mask[:, 0] == 1).all():
+        raise InputError(f"{name} hides the first token of a sample", fix="pad on the right: the export assumed it")
 
 
 def _values(name: str, array: np.ndarray, limits: tuple[int, int] | None) -> None:

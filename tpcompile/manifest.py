@@ -9,9 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from tpcompile.spec import Patches, TensorSpec
 
-ATTENDED = "the attention mask keeps at least one token"
-"""An assumption the Engine checks on every call, where the manifest lists it."""
-
 
 def _relative(name: str) -> str:
     """A path inside the bundle in its one spelling: no root, no drive, no ``..``, no backslash."""
@@ -122,6 +119,7 @@ class Manifest(_Record):
     Attributes:
         note: what a reader must know about the weights; empty as a rule.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
+        attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
         dims: dynamic dim name -> smallest and largest size.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
@@ -143,6 +141,7 @@ class Manifest(_Record):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     ranges: dict[str, tuple[int, int]] = {}
+    attended: tuple[str, ...] = ()
     patches: PatchesInfo | None = None
     precision: str = "fp32"
     pipeline: str = ""

@@ -18,7 +18,7 @@ from tpcompile.backends import backend
 from tpcompile.bundle import read, seal, stage
 from tpcompile.engine import Engine, compose, load, open_reference
 from tpcompile.errors import InputError, IntegrityError, StageError, UsageError
-from tpcompile.manifest import ATTENDED, Manifest, ModelInfo, SiteInfo, TensorInfo
+from tpcompile.manifest import Manifest, ModelInfo, SiteInfo, TensorInfo
 from tpcompile.spec import TensorSpec
 
 synthetic = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "backends" / "synthetic.py")))
@@ -70,7 +70,7 @@ def manifest(target: str, role: str = "pruned") -> Manifest:
         inputs=tuple(TensorInfo.of(spec) for spec in inputs),
         outputs=(TensorInfo.of(TensorSpec("logits", "float32", (1, synthetic.WIDTH))),),
         ranges={"input_ids": (0, synthetic.VOCABULARY - 1), "attention_mask": (0, 1)},
-        assumptions=(ATTENDED,),
+        attended=("attention_mask",),
     )
 
 
@@ -113,7 +113,7 @@ def test_a_call(engine: Engine) -> None:
 def test_engine_and_reference_agree(bundle: Path, engine: Engine, length: int, attended: int) -> None:
     feeds = synthetic.sample(length, seed=length, attended=attended)
     if attended == 0:
-        feeds["attention_mask"][0, -1] = 1
+        feeds["attention_mask"][0, [0, -1]] = 1
     with open_reference(read(bundle), threads=1) as reference:
         wanted, (truth,) = reference.kept_each(**feeds)
     outputs, kept = engine.kept(**feeds)
@@ -160,7 +160,7 @@ def test_array_likes_are_taken(engine: Engine) -> None:
         ({"attention_mask": ONES[:, :4]}, "attention_mask has seq = 4, another input 5", "same length"),
         ({"input_ids": IDS + 49}, "input_ids holds values from 50 to 54; the engine takes 0 to 49", "tokenizer files"),
         ({"input_ids": IDS - 2}, "input_ids holds values from -1 to 3", "tokenizer files"),
-        ({"attention_mask": ONES * 0}, "attention_mask hides every token", "at least one token"),
+        ({"attention_mask": ONES[:, ::-1] * (IDS != 3)}, "attention_mask hides the first token of a sample", "pad on the right"),
     ],
 )
 def test_inputs_that_do_not_fit(engine: Engine, changes: dict[str, object], message: str, fix: str) -> None:
