@@ -246,20 +246,15 @@ class Facts:
         return generic(call.node, values)
 
     def _softmax(self, call: Described, source: Fact, fact: Fact) -> Fact:
-        """Along a softmax, masked positions become 0; the rows are pending until an unmasked key is sure."""
+        """Along a softmax, masked positions become 0; the rows are in doubt until an unmasked key is sure."""
         assert call.factors is not None
         held, doubts, rest, pair = dict(fact.held), set(fact.doubts), fact.rest, fact.pair
         for factor in call.factors.folds:
             (dim,) = call.of(0, factor)
             masked, own = self.masked(call, factor), self._own(call, factor)
-            sure = own is not None and all(own(c).finite and all(v.below(own(c)) for v in masked.values()) for c in self.classes)
             if call.node.target in WITHIN_ONE:
-                rest = Value(-1.0, 1.0)  # NaN rows are the pending ones, and those that the model masks whole: assumed away
-                if not (
-                    source.at(dim, 0).finite
-                    or sure
-                    or all(source.at(dim, cls).finite for cls in self.classes if cls not in masked)
-                ):
+                rest = Value(-1.0, 1.0)  # NaN rows are those in doubt, and those that the model masks whole: assumed away
+                if not self._attends(call, factor, masked):
                     self.attended.append(call.node)
             if not masked:
                 continue
@@ -267,18 +262,34 @@ class Facts:
                 whole = {cls for cls, value in masked.items() if source.at(dim, cls) == value}
                 held |= {(dim, cls): ZERO for cls in whole}
                 pair = hidden(source.pair, dim, masked, rest) if own is not None and source.pair is not None else pair
-            if (
-                call.rule is not None
-                and call.rule.held is Held.SAME
-                and len(set(masked.values())) == 1
-                and next(iter(masked.values())).exact
-            ):
-                continue  # a maximum over nothing but dropped tokens is what each of them holds, and one is stored
-            first = self.first_kept(max(masked)) and all(value.below(source.at(dim, 0)) for value in masked.values())
-            if not (first or sure):
+            if not self._keyed(call, factor, masked):
                 queries = frozenset(d for d in self.axes.token_dims(call.node) if d != dim)
                 doubts.add(Doubt(max(masked), any(v.lo == NEG_INF for v in masked.values()), queries))
         return replace(fact, held=held, doubts=frozenset(doubts), rest=rest, pair=pair)
+
+    def _attends(self, call: Described, factor: str, masked: Mapping[int, Value]) -> bool:
+        """Whether every row of the masked program surely has a key that is not masked by -inf, or needs none."""
+        fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
+        own = self._own(call, factor)
+        alone = own is not None and all(own(cls).finite for cls in self.classes)
+        open_ = all(fact.at(dim, cls).finite for cls in self.classes if cls not in masked)
+        return call.node.target is aten._safe_softmax.default or fact.at(dim, 0).finite or alone or open_
+
+    def _keyed(self, call: Described, factor: str, masked: Mapping[int, Value]) -> bool:
+        """Whether no row may lose every key, or a row that does is the same in both runs.
+
+        A maximum over nothing but dropped tokens is what each of them holds, and one of them is stored; a safe softmax over nothing is 0.
+        """
+        fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
+        values, own = list(masked.values()), self._own(call, factor)
+        alike = all(value.exact and value == values[0] for value in values)
+        if alike and call.rule is not None and call.rule.held is Held.SAME:
+            return True
+        if alike and values[0].lo == NEG_INF and call.node.target is aten._safe_softmax.default:
+            return True
+        if own is not None and all(own(cls).finite and all(v.below(own(cls)) for v in values) for cls in self.classes):
+            return True
+        return self.first_kept(max(masked)) and all(value.below(fact.at(dim, 0)) for value in values)
 
 
 def _settle(call: Described, fact: Fact) -> Fact:

@@ -89,7 +89,7 @@ def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node 
     """Cases 2 and 3."""
     for source, mask in _factors(weights):
         logits = _logits(source, dim)
-        if logits is not None and masks(mask) == BITS:
+        if logits is not None and masks(mask) and masks(mask) <= BITS:
             w = Writer(node)
             open_ = mask if mask.meta["val"].dtype is torch.bool else w(aten.ne.Scalar, mask, 0)
             return w(aten.softmax.int, w(aten.where.ScalarOther, open_, logits, NEG_INF), dim)

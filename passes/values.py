@@ -25,6 +25,7 @@ from tpcompile.passes.rules.ranges import (
     COPIES,
     DIVS,
     DOMAINS,
+    EQUALS,
     FILLS,
     GROWS,
     HUGE,
@@ -123,9 +124,18 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
         return choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(call.node, fill), values[0])
     if any(v.wild for v in values):
         return generic(call.node, values)
-    if not any(v.about for v in values) and (bounds := _between(call, values)) is not None:
+    if not any(v.about for v in values) and (bounds := _apart(call, values) or _between(call, values)) is not None:
         return bounds
     return _around(call, values)
+
+
+def _apart(call: Described, values: Sequence[Value]) -> Value | None:
+    """What a comparison for equality gives where both sides can never be equal."""
+    if call.node.target not in EQUALS:
+        return None
+    one, other = values[0], _other(call, values)
+    apart = not other.about and (one.hi < other.lo or other.hi < one.lo)
+    return (ZERO if EQUALS[call.node.target] else TRUE) if apart else None
 
 
 def _between(call: Described, values: Sequence[Value]) -> Value | None:

@@ -155,6 +155,8 @@ WITHIN_ONE = (
     aten.cos.default, aten.erf.default,
 )  # fmt: skip
 SELECTS = (*WHERES, *FILLS)
+EQUALS = {aten.eq.Scalar: True, aten.eq.Tensor: True, aten.ne.Scalar: False, aten.ne.Tensor: False}
+"""Comparisons for equality, and for the contrary."""
 SAME_AT_EQUALS = (
     aten.eq.Tensor, aten.ne.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.gt.Tensor, aten.ge.Tensor, aten.sub.Tensor,
 )  # fmt: skip
