@@ -11,7 +11,7 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
     ("errors",),
-    ("axes", "spec", "compat", "flops", "frozen", "images", "recipe", "stats"),
+    ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "stats"),
     ("ops", "manifest", "patchview", "samples"),
     ("program", "models", "pictures"),
     ("text", "data", "capture", "onnxops", "passes.rules"),

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpcompile.errors import CaptureError, NotDeterministic, first_line
+from tpcompile.frames import user_frames
 from tpcompile.frozen import frozen
 from tpcompile.program import Program, Stage
 from tpcompile.spec import TensorSpec
@@ -105,8 +106,8 @@ def _in_order(exported: ExportedProgram, inputs: Mapping[str, Tensor]) -> dict[s
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """The context under which every trace, decomposition and emission runs: attention is plain math, third-party noise is silent."""
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    """The context of every trace, decomposition and emission: attention is plain math, lines are the user's, third-party noise silent."""
+    with sdpa_kernel(SDPBackend.MATH), user_frames(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         yield
 

@@ -28,18 +28,7 @@ MARKED: dict[str, type[TpcompileError]] = {
     "ConstantK": RigidAxis, "OtherColumn": UnmaskedFold, "OtherGate": UnmaskedFold, "OneIngredient": UnmaskedFold,
 }  # fmt: skip
 OTHER_SENSE = "the refusal shown is that of the complement of the mask, whose proof comes further"
-XFAIL: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "Running",
-            "Sorted",
-            "BatchStatistics",
-            "Counted",
-        ),
-        OTHER_SENSE,
-    ),
-    "InHelper": "torch.export keeps the frames of forward only: the line is that of the call",
-}
+XFAIL = dict.fromkeys(("Running", "Sorted", "BatchStatistics", "Counted"), OTHER_SENSE)
 
 
 def load(name: str) -> Any:
