@@ -58,7 +58,7 @@ class Recognise(GraphPass):
                 found, line = self._try(found, name, furthest)
                 report.insert(0, line)
         if found is program:
-            furthest.complain()
+            furthest.complain(tuple(report))
             return replace(program, report=(*program.report, *report))
         return replace(found.adopt(found.draft()), report=(*program.report, *report))
 
@@ -126,9 +126,10 @@ class _Furthest:
         """The error in one line; empty where there is none."""
         return f"{type(self.error).__name__}: {self.error.message}" if self.error is not None else ""
 
-    def complain(self) -> None:
-        """Raise it, where there is one."""
+    def complain(self, report: tuple[str, ...]) -> None:
+        """Raise it with what was tried, where there is one."""
         if self.error is not None:
+            self.error.report = report
             raise self.error
 
 
