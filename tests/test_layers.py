@@ -26,7 +26,7 @@ ROWS = (
     ("engine",),
     ("parity", "latency", "subject"),
     ("report",),
-    ("build",),
+    ("build", "explanation"),
     ("api",),
     ("demo",),
     ("cli",),
