@@ -12,7 +12,7 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 ROWS = (
     ("errors",),
     ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "stats"),
-    ("ops", "manifest", "patchview", "samples"),
+    ("ops", "manifest", "patchview", "samples", "untraceable"),
     ("program", "models", "pictures"),
     ("text", "data", "capture", "onnxops", "passes.rules"),
     ("passes.axesmap", "emit"),

@@ -61,17 +61,28 @@ def _wanted(frame: FrameSummary) -> bool:
 
 
 def innermost(trace: str) -> Frame | None:
-    """The frame that shows where an operation stands, from a stack trace's text; None where it has no frame.
+    """The frame that shows where an operation stands, from a stack trace's text; None where it has no frame."""
+    return shown(parse(trace))
+
+
+def called(stack: Sequence[FrameSummary]) -> Frame | None:
+    """The frame that shows where a model stands that ``capture`` called; None where no line of the model is on the stack."""
+    calls = [i for i, row in enumerate(stack) if row.filename in OURS and row.name == "forward"]
+    inside = [row for row in stack[calls[-1] + 1 :] if _wanted(row)] if calls else []
+    return shown([Frame(row.filename, row.lineno or 0, row.name, row.line or "") for row in inside])
+
+
+def shown(frames: Sequence[Frame]) -> Frame | None:
+    """The frame to show of a stack, the outermost first.
 
     It is the innermost one outside torch and the standard library. A function of an installed package counts only where a module of that
     package runs: what transformers' attention calls is a part of the model, what einops does for a line of the user's is that line.
     """
-    frames = parse(trace)
     outside = [frame for frame in frames if not _library(frame.file)]
     running = {_package(frame.file) for frame in outside if frame.function == "forward"}
     own = [frame for frame in outside if _package(frame.file) in {"", *running}]
-    shown = own or outside or frames
-    return _named(shown) if shown else None
+    rest = own or outside or frames
+    return _named(rest) if rest else None
 
 
 def _named(frames: Sequence[Frame]) -> Frame:
