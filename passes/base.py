@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from types import TracebackType
+from typing import ClassVar, Self
 
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
@@ -78,7 +79,7 @@ class Pipeline:
         """Run every pass, verifying the stage it promises after each.
 
         Raises:
-            TpcompileError: from a pass, with ``during`` naming the pass and those before it.
+            TpcompileError: from a pass, with ``during`` naming the pass and those before it, and ``report`` the candidates.
         """
         verify(program)
         for index, step in enumerate(self.passes):
@@ -89,6 +90,7 @@ class Pipeline:
             except TpcompileError as error:
                 earlier = ", ".join(p.name for p in self.passes[:index])
                 error.during = error.during or f"{step.name}" + (f", after {earlier}" if earlier else "")
+                error.report = error.report or program.report
                 raise
             except Exception as error:
                 raise StageError(
@@ -125,6 +127,8 @@ class Pipeline:
 class Dump:
     """A hook that writes ``00-captured.txt``, ``01-canonicalize.txt``, ... with a ``.diff`` against the step before, and ``rules.txt``.
 
+    As a context it also puts a refusal, and what was tried until then, into ``rules.txt``.
+
     Args:
         folder: where to; created.
     """
@@ -148,6 +152,13 @@ class Dump:
             f"{name}.diff", "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "before", name, lineterm="", n=1))
         )
         self._write("rules.txt", "\n".join([*after.report, *(f"assumed: {a}" for a in after.assumptions)]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, TpcompileError):
+            self._write("rules.txt", "\n".join([*error.report, f"{type(error).__name__}: {error}"]))
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """FLOPs of a program as a polynomial over token set sizes, counted from the graph itself."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import sympy
 import torch
@@ -11,10 +11,11 @@ from tpcompile.axes import Factors
 from tpcompile.passes.axesmap import describe
 from tpcompile.passes.rules import Held, tensor_nodes
 from tpcompile.passes.rules.base import Size, size
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program, Stage, where_of
 
 Polynomial = tuple[tuple[int, tuple[str, ...]], ...]
 """``((coefficient, ("t0", "t1")), ...)``: the sum of coefficient x product of sizes; a multiply-accumulate is two."""
+Term = tuple[fx.Node, int, tuple[str, ...]]
 
 
 def polynomial(program: Program) -> Polynomial:
@@ -22,8 +23,29 @@ def polynomial(program: Program) -> Polynomial:
 
     On a placed program this is the paper's accounting (each op at the tokens alive where it stands); on a compact one the engine's.
     """
-    sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
+    return _sum(program, _terms(program))
+
+
+def by_module(program: Program) -> dict[str, Polynomial]:
+    """The same, apart for each module of the model (``encoder.layer.3.attention``), in program order."""
+    found: dict[str, list[Term]] = {}
+    for term in _terms(program):
+        found.setdefault(where_of(term[0]).module, []).append(term)
+    return {module: _sum(program, terms) for module, terms in found.items()}
+
+
+def _sum(program: Program, terms: Iterable[Term]) -> Polynomial:
     total: Counter[tuple[str, ...]] = Counter()
+    for _, coefficient, names in terms:
+        total[names] += coefficient
+    samples = _samples(program)
+    fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
+    return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
+
+
+def _terms(program: Program) -> Iterator[Term]:
+    """Every matmul-like op with its FLOPs for the whole batch, where that is fixed."""
+    sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
     samples = _samples(program)
     for node in program.graph.nodes:
         call = describe(node, tuple(tensor_nodes(node)))
@@ -34,9 +56,7 @@ def polynomial(program: Program) -> Polynomial:
         coefficient = 2
         for s in sizes.values():
             coefficient *= s if isinstance(s, int) else 1
-        total[names] += coefficient
-    fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
-    return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
+        yield node, coefficient, names
 
 
 def _samples(program: Program) -> Size:

@@ -56,6 +56,7 @@ class Recognise(GraphPass):
         search = _Search(replace(base, bits=bits), self.batch)
         if search.work == math.inf:
             if search.obstacle.error is not None:
+                search.obstacle.error.report = tuple(search.report)
                 raise search.obstacle.error
             return replace(program, report=(*program.report, *search.report))
         found = search.found

@@ -11,8 +11,8 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
     ("errors",),
-    ("axes", "spec", "compat", "flops", "frozen", "images", "recipe", "stats"),
-    ("ops", "manifest", "patchview", "samples"),
+    ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "stats"),
+    ("ops", "manifest", "patchview", "samples", "untraceable"),
     ("program", "models", "pictures"),
     ("text", "data", "capture", "onnxops", "passes.rules"),
     ("passes.axesmap", "emit"),
@@ -29,7 +29,7 @@ ROWS = (
     ("engine",),
     ("parity", "latency", "subject"),
     ("report",),
-    ("build",),
+    ("build", "explanation"),
     ("api",),
     ("demo",),
     ("cli",),

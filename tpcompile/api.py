@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
         TpcompileError: see ``tpcompile.errors``; the pass and the user's line are in the message.
     """
     subject = subject_of(model, inputs, dynamic, method, parameters, batch=batch, checkpoint=_path(checkpoint))
-    hook = Dump(Path(dump_ir)) if dump_ir else None
-    return pipeline(batch, assume_masked)(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), hook)
+    captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
+    with Dump(Path(dump_ir)) if dump_ir else nullcontext() as hook:
+        return pipeline(batch, assume_masked)(captured, hook)
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",

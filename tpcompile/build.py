@@ -3,6 +3,7 @@
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -72,15 +73,16 @@ def compile_subject(
     say("capture")
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
     stages: dict[Stage, Program] = {}
-    dump = Dump(Path(dump_ir)) if dump_ir else None
-
-    def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
-        stages[after.stage] = after
-        if dump is not None:
-            dump(step, before, after, seconds)
 
     say("prove and compact")
-    compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
+    with Dump(Path(dump_ir)) if dump_ir else nullcontext() as dump:
+
+        def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
+            stages[after.stage] = after
+            if dump is not None:
+                dump(step, before, after, seconds)
+
+        compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))

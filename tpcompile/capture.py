@@ -15,10 +15,12 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tpcompile.errors import CaptureError, NotDeterministic, first_line
+from tpcompile.errors import CaptureError, NotDeterministic, TpcompileError, Where
+from tpcompile.frames import user_frames
 from tpcompile.frozen import frozen
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program, Stage, where_of
 from tpcompile.spec import TensorSpec
+from tpcompile.untraceable import ValueAsked, check_inputs, listening, refusal
 
 Dynamic = Mapping[str, Mapping[int, str]]
 Ranges = Mapping[str, tuple[int, int]]
@@ -62,10 +64,13 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return _adopt(model, _in_order(model, inputs), dynamic or {})
-    if any(m.training for m in model.modules()):
+    training = next((path for path, module in model.named_modules() if module.training), None)
+    if training is not None:
         raise NotDeterministic(
-            "the model is in training mode: dropout and batch statistics would be compiled in", fix="call model.eval() first"
-        )
+            "the model is in training mode: dropout and batch statistics would be compiled in",
+            where=Where(module=training) if training else None, fix="call model.eval() first",
+        )  # fmt: skip
+    check_inputs(model, inputs)
     dynamic = dynamic or {}
     shapes = _shapes(inputs, dynamic, ranges or {})
     names: dict[str, None] = {}
@@ -77,17 +82,19 @@ def capture(
             return torch.export.export(wrapped, (), {"inputs": examples}, dynamic_shapes={"inputs": shapes}, strict=False)
 
     constants: tuple[str, ...] = ()
-    try:
+    with listening(model) as ear:
         try:
-            exported = trace()
-        except GuardOnDataDependentSymNode:
-            with frozen(model) as constants:
+            try:
                 exported = trace()
-    except Exception as error:
-        raise CaptureError(
-            f"torch.export could not trace {type(model).__name__}: {first_line(error)}",
-            fix="remove Python branches on tensor values (torch.where), or pass example inputs that fit; -v shows torch's own error",
-        ) from error
+            except ValueAsked:
+                ear.fixed.clear()
+                with frozen(model) as constants:
+                    exported = trace()
+        except TpcompileError:
+            raise  # a model of ours that refuses its inputs
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, ValueAsked) and error.__cause__ is not None else error
+            raise refusal(model, cause, ear.fixed, dynamic) from cause
     program = _adopt(exported, dict(inputs), dynamic, tuple(names))
     return replace(program, assumptions=tuple(f"{text}, its value at capture" for text in constants))
 
@@ -105,8 +112,8 @@ def _in_order(exported: ExportedProgram, inputs: Mapping[str, Tensor]) -> dict[s
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """The context under which every trace, decomposition and emission runs: attention is plain math, third-party noise is silent."""
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    """The context of every trace, decomposition and emission: attention is plain math, lines are the user's, third-party noise silent."""
+    with sdpa_kernel(SDPBackend.MATH), user_frames(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         yield
 
@@ -130,16 +137,26 @@ class _Named(nn.Module):
             for dim, symbol in dims.items():
                 size = inputs[name].shape[dim]
                 check(size == first.setdefault(symbol, size))
-        named = name_outputs(self.captured(**inputs))
+        try:
+            result = self.captured(**inputs)
+        except GuardOnDataDependentSymNode as error:
+            raise ValueAsked from error
+        named = name_outputs(result)
+        if not named:
+            raise CaptureError(
+                f"the forward of {type(self.captured).__name__} returns no tensor but {type(result).__name__}",
+                fix="return a tensor, a tuple of tensors, or a mapping of names to tensors",
+            )
         self.note(named)
         return tuple(named.values())
 
 
 def name_outputs(result: Any) -> dict[str, Tensor]:
-    """A module's result as name -> tensor: a mapping keeps its names, a tuple gets ``output_0``, one tensor is ``output``."""
+    """A module's result as name -> tensor: a mapping keeps its names, a tuple gets ``output_0``, one tensor is ``output``; else empty."""
     if isinstance(result, Tensor):
         return {"output": result}
-    pairs = result.items() if isinstance(result, Mapping) else ((f"output_{i}", value) for i, value in enumerate(result))
+    rows = result if isinstance(result, (tuple, list)) else ()
+    pairs = result.items() if isinstance(result, Mapping) else ((f"output_{i}", value) for i, value in enumerate(rows))
     return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
 
 
@@ -169,11 +186,15 @@ def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynami
     with tracing():
         exported = exported.run_decompositions(_table(exported))
     signature = exported.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = ", ".join([*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()])
+    changed = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
+    if changed:
+        state = [name.removeprefix("captured.") for name in signature.buffers_to_mutate.values()]
+        state += [f"its input {name.removeprefix('inputs_')}" for name in signature.user_inputs_to_mutate.values()]
+        node = next(node for node in exported.graph.nodes if node.name in changed)
         raise NotDeterministic(
-            f"the model changes its own state while it runs: {changed}", fix="keep state out of forward, or call model.eval()"
-        )
+            f"the model changes its own state while it runs: {', '.join(state)}", where=where_of(node), during="capture",
+            fix="write y = x + 1 instead of x.add_(1), and keep state that changes out of forward",
+        )  # fmt: skip
     users = [s for s in signature.input_specs if s.kind is InputKind.USER_INPUT]
     specs = tuple(_spec(name, value, dynamic.get(name, {})) for name, value in inputs.items())
     if len(users) != len(specs):

@@ -79,6 +79,8 @@ def first_line(error: BaseException) -> str:
 class TpcompileError(Exception):
     """The root of every deliberate error.
 
+    ``report`` holds a line per mask that was tried for a prune site, where the passes came as far before they refused.
+
     Cause: raised only through a subclass, or for a state that should be impossible.
     Example: ``except tpcompile.TpcompileError as error: sys.exit(error.exit_code)``.
     Fix: read the last line of the message; it is the next step.
@@ -101,6 +103,7 @@ class TpcompileError(Exception):
         self.where = where
         self.node = node
         self.during = during
+        self.report: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The message, then one indented line each for *at*, *node*, *during* and *fix*, where known."""

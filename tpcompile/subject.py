@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from tpcompile import models
 from tpcompile.capture import Dynamic
@@ -73,8 +75,9 @@ def subject_of(
 
     Args:
         model: what is to be compiled.
-        inputs: example tensors by name, for a module or a traced program.
-        dynamic: input -> dim -> name, for a module; its batch is the caller's to declare.
+        inputs: example tensors by name, for a module; a traced program may hold its own.
+        dynamic: input -> dim -> name, for a module; its batch is the caller's to declare. A traced program knows its dynamic dims, and
+            without a name they are called by the first input that has them: ``x_1``.
         method: pruning method for a dense model.
         parameters: the method's.
         pooling: see `tpcompile.models.load`.
@@ -102,7 +105,9 @@ def subject_of(
         raise UsageError(
             "a traced program cannot be pruned by name", fix="prune the module first: tpcompile.models.prune(model, method=...)"
         )
-    if inputs is None:
+    if isinstance(model, ExportedProgram):
+        inputs, dynamic = inputs or _example(model), dynamic or _dynamic(model)
+    if not inputs:
         raise UsageError("a module needs example inputs", fix="pass inputs={'input_ids': tensor, ...}")
     twin = dense if dense is not None else model.dense if isinstance(model, models.Pruned) else None
     method_info = MethodInfo(name=model.method, parameters=model.method_parameters) if isinstance(model, models.Pruned) else None
@@ -168,6 +173,28 @@ def _info(model: nn.Module | ExportedProgram) -> ModelInfo:
         )
     name = type(model).__name__
     return ModelInfo(id=name, family="", architecture=name, sha256=digest(model.state_dict()))
+
+
+def _placeholders(exported: ExportedProgram) -> dict[str, Any]:
+    """Input name -> its traced value."""
+    names = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT}
+    return {node.name: node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in names}
+
+
+def _example(exported: ExportedProgram) -> dict[str, Tensor]:
+    """The inputs that a program was traced with, where it holds them."""
+    return dict(zip(_placeholders(exported), pytree.tree_leaves(exported.example_inputs or ()), strict=False))
+
+
+def _dynamic(exported: ExportedProgram) -> Dynamic:
+    """The dims of a traced program that are dynamic: those of one size have one name."""
+    names: dict[str, str] = {}
+    found: dict[str, dict[int, str]] = {}
+    for name, value in _placeholders(exported).items():
+        for dim, size in enumerate(getattr(value, "shape", ())):
+            if not isinstance(size, int):
+                found.setdefault(name, {})[dim] = names.setdefault(str(size), f"{name}_{dim}")
+    return found
 
 
 def _read_pt2(path: Path) -> ExportedProgram:

@@ -45,8 +45,6 @@ def image(length: int) -> dict[str, Tensor]:
 
 
 INPUTS: dict[str, Callable[[int], dict[str, Tensor]]] = {"Rotary": padded, "Fixed": image}
-XFAIL: dict[str, str] = {}
-
 SOUND = (
     "ReceivedAttention", "Gate", "Flash", "Dead", "Rotary", "Assigned", "Where", "Skim", "Zeroed", "HandNorm", "Average", "Rounded",
     "Signed", "Registers", "JoinedMask", "Policy", "HardGate", "Fixed", "Thresholds", "Distance", "Memory", "Columns",
@@ -63,10 +61,7 @@ def model(name: str) -> nn.Module:
     return made
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.xfail(strict=True, reason=XFAIL[n])] if n in XFAIL else []) for n in SOUND],
-)
+@pytest.mark.parametrize("name", SOUND)
 def test_a_stranger_is_compiled_without_a_hint(name: str) -> None:
     torch.manual_seed(0)
     masked, inputs = model(name), INPUTS.get(name, states)

@@ -27,9 +27,6 @@ MARKED: dict[str, type[TpcompileError]] = {
     "WeakMask": UnmaskedFold, "MaskThenScale": UnmaskedFold, "SmallestOfZeroed": UnmaskedFold, "MeanDecides": UnmaskedFold,
     "ConstantK": RigidAxis, "OtherColumn": UnmaskedFold, "OtherGate": UnmaskedFold, "OneIngredient": UnmaskedFold,
 }  # fmt: skip
-XFAIL: dict[str, str] = {
-    "InHelper": "torch.export keeps the frames of forward only: the line is that of the call",
-}
 
 
 def load(name: str) -> Any:
@@ -53,10 +50,7 @@ def line_of(file: str, name: str) -> int:
 
 
 def cases(names: dict[str, type[TpcompileError]]) -> list[Any]:
-    return [
-        pytest.param(name, kind, marks=[pytest.mark.xfail(strict=True, reason=XFAIL[name])] if name in XFAIL else [], id=name)
-        for name, kind in names.items()
-    ]
+    return [pytest.param(name, kind, id=name) for name, kind in names.items()]
 
 
 def refused(file: str, name: str, kind: type[TpcompileError]) -> None:

@@ -1,3 +1,6 @@
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile.capture import capture, name_outputs
-from tpcompile.errors import CaptureError, NotDeterministic
+from tpcompile.errors import CaptureError, NotDeterministic, TpcompileError
 from tpcompile.program import Stage
 from tpcompile.spec import TensorSpec
+from tpcompile.untraceable import LOGS
 
 
 class Add(nn.Module):
@@ -79,6 +83,10 @@ def test_training_mode_is_refused() -> None:
         capture(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {"input": torch.randn(1, 2)})
     assert caught.value.message == "the model is in training mode: dropout and batch statistics would be compiled in"
     assert caught.value.fix == "call model.eval() first"
+    part = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    part[1].train()
+    text = f"NotDeterministic: {caught.value.message}"
+    refused(part, {"input": torch.randn(1, 2)}, text, "module 1", "", "call model.eval() first")
 
 
 class Counter(nn.Module):
@@ -96,24 +104,110 @@ class Scribbler(nn.Module):
         return a.add_(1)
 
 
-@pytest.mark.parametrize(("model", "name"), [(Counter(), "captured.calls"), (Scribbler(), "inputs_a")])
-def test_state_that_changes_is_refused(model: nn.Module, name: str) -> None:
-    with pytest.raises(NotDeterministic) as caught:
-        capture(model.eval(), {"a": torch.randn(1, 6)})
-    assert caught.value.message == f"the model changes its own state while it runs: {name}"
-    assert caught.value.fix == "keep state out of forward, or call model.eval()"
+CHANGED = "the model changes its own state while it runs: "
+KEEP_OUT = "write y = x + 1 instead of x.add_(1), and keep state that changes out of forward"
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "at"),
+    [
+        (nn.Sequential(nn.Identity(), Counter()), "1.calls", "self.calls.add_(1)   module 1"),
+        (Scribbler(), "its input a", "return a.add_(1)"),
+    ],
+)
+def test_state_that_changes_is_refused(model: nn.Module, name: str, at: str) -> None:
+    given = "input" if isinstance(model, nn.Sequential) else "a"
+    refused(model.eval(), {given: torch.randn(1, 6)}, f"NotDeterministic: {CHANGED}{name}", at, "capture", KEEP_OUT)
+
+
+def refused(model: nn.Module, inputs: dict[str, Tensor], message: str, at: str, during: str, fix: str, **more: Any) -> None:
+    """Capture is refused with exactly this text; ``at`` is a line of this file, whose number may change."""
+    with pytest.raises(TpcompileError) as caught:
+        capture(model, inputs, **more)
+    shown = re.sub(r"test_capture\.py:\d+ in \w+:  ", "", f"{type(caught.value).__name__}: {caught.value}")
+    rows = [message, f"  at      {at}", f"  during  {during}", f"  fix     {fix}"]
+    assert shown.splitlines() == [row for row in rows if not row.endswith("  ")]
+    assert not at.strip() or at.startswith("module ") or Path(caught.value.where.file) == Path(__file__)  # type: ignore[union-attr]
 
 
 class Branches(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
+        return self.choose(a)
+
+    def choose(self, a: Tensor) -> Tensor:
         return a * 2 if a.mean() > 0.5 else a
 
 
-def test_a_branch_on_values_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"^torch\.export could not trace Branches: ") as caught:
+class Misfit(nn.Module):
+    def forward(self, a: Tensor) -> Tensor:
+        return a + torch.ones(3)
+
+
+class Six(nn.Module):
+    def forward(self, a: Tensor) -> Tensor:
+        return a.view(2, 3).sum(1)
+
+
+class Mute(nn.Module):
+    def forward(self, a: Tensor) -> int:
+        return 3
+
+
+GUARD = "Could not guard on data-dependent expression Eq(u0, 1) (unhinted: Eq(u0, 1)).  (Size-like symbols: none)"
+ASKED = "write it without a tensor's value in Python: torch.where for a branch, a mask for boolean indexing; -v shows torch's own error"
+TRY = "run the model on the example inputs first; where that works, -v shows torch's own error"
+BROADCAST = (
+    "Attempting to broadcast a dimension of length 3 at -1! Mismatching argument at index 1 had torch.Size([3]); "
+    "but expected shape should be broadcastable to [1, 6]"
+)
+
+
+def test_a_branch_on_values_is_refused_at_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Identity(), Branches()).eval()
+    message = f"CaptureError: torch.export could not trace Sequential: {GUARD}"
+    refused(model, {"input": torch.randn(1, 6)}, message, "return a * 2 if a.mean() > 0.5 else a   module 1", "capture", ASKED)
+    assert capfd.readouterr() == ("", "")  # torch prints the graph so far, unless it is kept from it
+
+
+def test_a_shape_that_does_not_fit_is_refused_at_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    message = f"CaptureError: torch.export could not trace Misfit: {BROADCAST}"
+    refused(Misfit().eval(), {"a": torch.randn(1, 6)}, message, "return a + torch.ones(3)", "capture", TRY)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_dynamic_size_that_becomes_a_constant_is_refused_at_its_line() -> None:
+    message = "CaptureError: dim n of a is dynamic, but Six can only be traced with the size 6"
+    fix = "write that line for any size (x.shape[1], or -1 in a view), or leave the dim out of dynamic"
+    refused(
+        Six().eval(), {"a": torch.randn(1, 6)}, message, "return a.view(2, 3).sum(1)", "capture", fix, dynamic={"a": {1: "n"}}
+    )
+
+
+def test_inputs_that_forward_does_not_take_are_refused() -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Add().eval(), {"a": torch.randn(1, 6)})
+    assert str(caught.value) == (
+        "the example inputs do not fit the forward of Add: missing a required argument: 'b'\n"
+        "  fix     give each of its parameters by name: a, b"
+    )
+
+
+def test_a_forward_without_tensors_is_refused() -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Mute().eval(), {"a": torch.randn(1, 6)})
+    assert str(caught.value) == (
+        "the forward of Mute returns no tensor but int\n"
+        "  fix     return a tensor, a tuple of tensors, or a mapping of names to tensors"
+    )
+
+
+def test_nothing_of_torch_is_left_changed() -> None:
+    logs = [logging.getLogger(name) for name in LOGS]
+    settings = torch.fx.experimental._config
+    before = [list(log.filters) for log in logs], settings.print_specializations
+    with pytest.raises(CaptureError):
         capture(Branches().eval(), {"a": torch.randn(1, 6)})
-    assert caught.value.fix.startswith("remove Python branches on tensor values (torch.where), or pass example inputs that fit")
-    assert caught.value.__cause__ is not None
+    assert ([list(log.filters) for log in logs], settings.print_specializations) == before
 
 
 def test_unknown_dynamic_inputs_are_refused() -> None:

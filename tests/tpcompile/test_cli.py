@@ -100,7 +100,7 @@ def test_version() -> None:
         ("validate out --max-drop 5", "did you mean 5pp?"),
         ("bench out --confidence 2", "2.0 is not in the range 0<x<1"),
         ("run out", "give exactly one of --text, --image and --input"),
-        ("explain Nothing", "no error is called 'Nothing'"),
+        ("explain Nothing", "no error and no model is called 'Nothing'"),
         ("passes show nothing", "no pass is called 'nothing'"),
         ("doctor --target tpu", "unknown target 'tpu'"),
         ("inspect nowhere", "no bundle at nowhere"),
@@ -136,7 +136,7 @@ def test_a_gate_that_cannot_run_ends_with_its_verdict() -> None:
 
 def test_a_bug_keeps_its_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tpcompile.cli.look.error_classes", lambda: {}["oops"])
+    monkeypatch.setattr(sys.modules["tpcompile.cli.explain"], "error_classes", lambda: {}["oops"])
     result = call("explain", "UsageError")
     refused(result, 1, "InternalError: this is a bug in tpcompile: KeyError: 'oops'")
     (saved,) = tmp_path.iterdir()
@@ -476,3 +476,10 @@ def test_every_document_has_its_published_keys(bundle: Path, texts: Path, tmp_pa
         assert document.pop("schema_version") == 1
         assert document.pop("verb") == verb
         assert set(document) == published()[verb], verb
+
+
+def test_what_explain_says_of_a_model_and_of_backends_has_its_published_keys(bert_folder: Path) -> None:
+    line = ["explain", bert_folder, "--method", "ltp", "--param", f"thresholds={THRESHOLDS}", "--json"]
+    for verb, result in (("explain MODEL", call(*line)), ("explain backends", call("explain", "backends", "--json"))):
+        assert result.exit_code == 0, result.output
+        assert set(json.loads(result.stdout)) == {"schema_version", "verb"} | published()[verb]

@@ -6,9 +6,10 @@ One file per group of verbs. Nothing heavy is imported before a verb runs, so th
 import click
 
 from tpcompile.cli.demo import demo
+from tpcompile.cli.explain import explain
 from tpcompile.cli.export import export
 from tpcompile.cli.gates import bench, report, validate, verify
-from tpcompile.cli.look import explain, inspect, passes
+from tpcompile.cli.look import inspect, passes
 from tpcompile.cli.machine import doctor
 from tpcompile.cli.program import Program
 from tpcompile.cli.run import run

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,43 @@ Examples:
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
+MODEL_OPTIONS = (
+    click.option(
+        "--checkpoint", metavar="F", type=click.Path(path_type=Path), help="Weights for timm/NAME: a .safetensors file."
+    ),
+    click.option("--method", metavar="M", help="The pruning method, such as ltp."),
+    click.option(
+        "--param",
+        "params",
+        multiple=True,
+        type=parameter,
+        metavar="NAME=JSON",
+        help="A parameter of the method; may be repeated.",
+    ),
+    click.option(
+        "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML, or a shipped name: digits-50. --param wins."
+    ),
+    click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls."),
+    click.option("--batch", type=click.Choice(["one", "ragged"]), default="one", show_default=True, help=BATCH),
+    click.option(
+        "--assume-masked", multiple=True, metavar="SITE", help="Take this site's dropped tokens as masked where unproved."
+    ),
+)
+
+
+def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is compiled, for every verb that takes a model."""
+    for option in reversed(MODEL_OPTIONS):
+        verb = option(verb)
+    return verb
+
+
 @click.command(cls=Verb, epilog=EXAMPLES)
 @click.argument("target", metavar="onnx|openvino")
-@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, or timm/NAME.")
-@click.option("--checkpoint", metavar="F", type=click.Path(path_type=Path), help="Weights for timm/NAME: a .safetensors file.")
-@click.option("--method", metavar="M", help="The pruning method, such as ltp.")
-@click.option(
-    "--param", "params", multiple=True, type=parameter, metavar="NAME=JSON", help="A parameter of the method; may be repeated."
-)
-@click.option(
-    "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML, or a shipped name: digits-50. --param wins."
-)
-@click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls.")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, timm/NAME, or a .pt2 file.")
+@model_options
 @click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
 @click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
-@click.option("--batch", type=click.Choice(["one", "ragged"]), default="one", show_default=True, help=BATCH)
-@click.option("--assume-masked", multiple=True, metavar="SITE", help="Take this site's dropped tokens as masked where unproved.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -62,7 +84,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
 
     The bundle is written whole or not at all, with the dense baseline, the masked reference and test vectors inside.
     """
-    method, parameters = _method(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
     with settings.work() as progress:
         from tpcompile import api
 
@@ -84,7 +106,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
 
 
-def _method(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
+def method_of(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
     """Join the recipe and the command line: the line wins for parameters, and may not contradict the method."""
     if recipe is None:
         return method, parameters or None

@@ -28,6 +28,7 @@ class Failure:
         message: what happened.
         fix: the next step.
         details: ``at``, ``node``, ``during``, ``traceback``: what is known.
+        report: a line per mask that was tried for a prune site.
         trace: the Python traceback.
     """
 
@@ -36,12 +37,13 @@ class Failure:
     message: str
     fix: str
     details: dict[str, str] = field(default_factory=dict)
+    report: tuple[str, ...] = ()
     trace: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The ``error`` document of ``--json``."""
         body = {"class": self.kind, "message": self.message, "fix": self.fix, "exit_code": self.exit_code, **self.details}
-        return {"error": body}
+        return {"error": {**body, "report": self.report} if self.report else body}
 
     def text(self) -> str:
         """``UsageError: message``, then one indented line per detail; the fix comes last."""
@@ -61,11 +63,11 @@ def failure_of(error: BaseException, settings: Settings) -> Failure:
         details = {"at": str(error.where) if error.where else "", "node": error.node, "during": error.during}
         notes = "; ".join(getattr(error, "__notes__", ()))
         known = {name: text for name, text in {**details, "note": notes}.items() if text}
-        return Failure(error.exit_code, type(error).__name__, error.message, error.fix, known, trace)
+        return Failure(error.exit_code, type(error).__name__, error.message, error.fix, known, error.report, trace)
     path = _save(trace)
     message = f"this is a bug in tpcompile: {type(error).__name__}: {error}"
     fix = "please report it with that file; `--dump-ir DIR` on export adds every stage of the program"
-    return Failure(1, "InternalError", message, fix, {"traceback": path}, trace)
+    return Failure(1, "InternalError", message, fix, {"traceback": path}, trace=trace)
 
 
 def report(failure: Failure, settings: Settings) -> None:

@@ -1,22 +1,18 @@
-"""The verbs that only look: ``inspect``, ``passes``, ``explain``."""
+"""The verbs that only look: ``inspect`` and ``passes``."""
 
 import inspect as python_inspect
-import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tpcompile import errors
 from tpcompile.cli.program import Verb, VerbGroup
 from tpcompile.cli.settings import Settings
-from tpcompile.errors import TpcompileError, UsageError
+from tpcompile.errors import UsageError
 
 if TYPE_CHECKING:
     from tpcompile.manifest import Manifest
-
-SECTION = re.compile(r"^(Cause|Example|Fix): (.*?)(?=^\w+: |\Z)", re.MULTILINE | re.DOTALL)
 
 
 @click.command(cls=Verb)
@@ -92,31 +88,3 @@ def _options(found: Any) -> dict[str, Any]:
     if not is_dataclass(found):
         return {}
     return {entry.name: None if entry.default is MISSING else entry.default for entry in fields(found)}
-
-
-@click.command(cls=Verb)
-@click.argument("name", metavar="ERROR-NAME|backends")
-@click.pass_obj
-def explain(settings: Settings, name: str) -> None:
-    """Explain an error: its cause, an example, the fix. `explain backends` says which engines can be built here."""
-    if name == "backends":
-        from tpcompile.cli.machine import backend_rows, backend_text
-
-        rows = backend_rows()
-        settings.emit({"backends": rows}, backend_text(rows))
-        return
-    known = error_classes()
-    if name not in known:
-        raise UsageError(f"no error is called '{name}'", fix=f"choose one of {', '.join(sorted(known))}, or 'backends'")
-    found = known[name]
-    doc = python_inspect.getdoc(found) or ""
-    sections = {key.lower(): " ".join(text.split()) for key, text in SECTION.findall(doc)}
-    summary = doc.partition("\n")[0]
-    lines = [f"{name}: {summary}", *(f"  {key:<8} {value}" for key, value in sections.items()), f"  exit     {found.exit_code}"]
-    settings.emit({"name": name, "exit_code": found.exit_code, "summary": summary, **sections}, "\n".join(lines))
-
-
-def error_classes() -> dict[str, type[TpcompileError]]:
-    """Every deliberate error by name."""
-    members = vars(errors).items()
-    return {name: value for name, value in members if isinstance(value, type) and issubclass(value, TpcompileError)}
