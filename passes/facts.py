@@ -65,8 +65,11 @@ class Facts:
         masks, nodes = Masks(axes, constants, bits), {n.name: n for n in graph.nodes}
         told: dict[str, list[tuple[int, Said]]] = {}
         bounded: dict[str, list[tuple[int, int, Value]]] = {}
-        for name, cls in keeps.items():
-            for one in (kept(nodes[name]), *said(kept(nodes[name]), axes, masks)):
+        survived: dict[tuple[str, int], float] = {}
+        for name, cls in sorted(keeps.items(), key=lambda item: item[1]):
+            found = [kept(nodes[name]), *said(kept(nodes[name]), axes, masks, survived)]
+            survived |= {(one.node.name, one.dim): one.alive for one in found}
+            for one in found:
                 told.setdefault(one.node.name, []).append((cls, one))
                 for operand, dim, value in compared(one, axes):
                     bounded.setdefault(operand.name, []).append((cls, dim, value))

@@ -223,8 +223,19 @@ def kept(keep: fx.Node) -> Said:
     return Said(keep, 1, 1.0, frozenset((0.0,)))
 
 
-def said(start: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
-    """Every mask that a mask determines, followed backwards through views and elementwise ops on masks."""
+Known = Mapping[tuple[str, int], float]
+"""(node, token dim) -> what it is known to hold at the tokens in question."""
+
+
+def said(start: Said, axes: AxesMap, masks: Masks, known: Known | None = None) -> Iterator[Said]:
+    """Every mask that a mask determines, followed backwards through views and elementwise ops on masks.
+
+    Args:
+        start: the mask.
+        axes: the calls of its graph.
+        masks: the numbers that nodes hold.
+        known: of the tokens dropped there: what survived every earlier site was alive in what these were made from.
+    """
     stack, seen = [start], set[Said]()
     while stack:
         at = stack.pop()
@@ -233,10 +244,10 @@ def said(start: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
         seen.add(at)
         if at is not start:
             yield at
-        stack.extend(_behind(at, axes, masks))
+        stack.extend(_behind(at, axes, masks, known or {}))
 
 
-def _behind(at: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
+def _behind(at: Said, axes: AxesMap, masks: Masks, known: Known) -> Iterator[Said]:
     call = axes.calls.get(at.node.name)
     if call is None or call.factors is None or call.rule is None:
         return
@@ -247,10 +258,16 @@ def _behind(at: Said, axes: AxesMap, masks: Masks) -> Iterator[Said]:
         combined = masks.combinations(call)
     else:
         combined = [((number,), number) for number in masks(call.operands[0])] if whole(call) else []
+    spots = [(operand.name, next(call.of(i, factor), -1)) for i, operand in enumerate(call.operands)]
+    gone = [
+        given
+        for given, result in combined
+        if result in at.dropped and all(known.get(spot, number) == number for spot, number in zip(spots, given, strict=True))
+    ]
     for index, operand in enumerate(call.operands):
         alive = {given[index] for given, result in combined if result == at.alive}
         if len(alive) == 1:
-            dropped = frozenset(given[index] for given, result in combined if result in at.dropped)
+            dropped = frozenset(given[index] for given in gone)
             yield from (Said(operand, dim, min(alive), dropped) for dim in call.of(index, factor))
 
 
