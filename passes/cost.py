@@ -1,17 +1,28 @@
-"""FLOPs of a program as a polynomial over token set sizes, counted from the graph itself."""
+"""What a program costs, counted from the graph itself: polynomials over token set sizes, and one op at expected counts."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
-from tpcompile.axes import Factors
-from tpcompile.passes.axesmap import describe
+from tpcompile.axes import Factors, Placement
+from tpcompile.passes.axesmap import AxesMap, Described, describe
 from tpcompile.passes.rules import Held, tensor_nodes
 from tpcompile.passes.rules.base import Size, size
 from tpcompile.program import Program, Stage
+
+aten = torch.ops.aten
+VIEWS = frozenset(
+    {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.view.default}
+)
+"""Ops that move nothing: the result is the operand, read in another shape."""
+ELEMENTWISE = 12
+"""Further bytes per element where each sample has its own positions and rows are not whole: a position of its own, and its spread."""
 
 Polynomial = tuple[tuple[int, tuple[str, ...]], ...]
 """``((coefficient, ("t0", "t1")), ...)``: the sum of coefficient x product of sizes; a multiply-accumulate is two."""
@@ -79,3 +90,73 @@ def _factor_sizes(
     if program.stage is not Stage.COMPACT:
         sizes.update({factor: f"t{level}" for factor, level in levels.items()})
     return sizes
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run is taken to look like where a pass must decide before any is seen.
+
+    Attributes:
+        tokens: at the input, where the program does not fix their number.
+        keep: share of the tokens that every site keeps.
+        balance: operations that cost as much as moving one byte.
+    """
+
+    tokens: int = 128
+    keep: float = 0.7
+    balance: float = 4.0
+
+
+class Meter:
+    """What an op costs at expected counts: its operations, and ``balance`` for every byte it reads or writes.
+
+    Args:
+        program: a placed program.
+        axes: its token dims.
+        expected: the counts.
+    """
+
+    def __init__(self, program: Program, axes: AxesMap, expected: Expected) -> None:
+        self.axes, self.balance = axes, expected.balance
+        full = (n.meta["val"].shape[d] for n in program.graph.nodes for d in axes.token_dims(n))
+        fixed = next(full, expected.tokens)
+        tokens = fixed if isinstance(fixed, int) else expected.tokens
+        self.sizes = [tokens * expected.keep**level for level in range(len(program.sites) + 1)]
+
+    def work(self, call: Described, levels: Callable[[str], int]) -> float:
+        """The cost of a call whose token factors run over the sets of these levels."""
+        if call.factors is None or call.node.target in VIEWS:
+            return 0.0
+        sizes: dict[str, float] = {}
+        moved = 0.0
+        for tensor, dims in [*zip(call.operands, call.factors.ins, strict=False), (call.node, call.factors.outs[0])]:
+            value, count = tensor.meta["val"], 1.0
+            if not isinstance(value, torch.Tensor):
+                continue
+            for d, factor in enumerate(dims):
+                size = self.sizes[levels(factor)] if factor and self.axes.is_token(tensor, d) else self._size(value.shape[d])
+                count *= size
+                if factor is not None:
+                    sizes[factor] = size
+            moved += count * value.element_size()
+        product = call.rule is not None and call.rule.held is Held.ZERO and len(call.operands) > 1
+        return (2 * math.prod(sizes.values()) if product else 0.0) + self.balance * moved
+
+    def count(self, node: fx.Node, placement: Placement | None) -> float:
+        """Elements of a tensor; 0 for what is none."""
+        value, dims = node.meta.get("val"), placement.dims if placement else {}
+        if not isinstance(value, torch.Tensor):
+            return 0.0
+        return math.prod(self.sizes[dims[d]] if d in dims else self._size(size) for d, size in enumerate(value.shape))
+
+    def gather(self, node: fx.Node, dims: Mapping[int, int], dim: int, new: int) -> float:
+        """The cost of fetching the rows of set ``new`` along one dim of a tensor whose token dims run over the sets ``dims``."""
+        value = node.meta["val"]
+        count = self.count(node, Placement({**dims, dim: new}))
+        batch = self.axes.batch_dims(node)
+        whole = not self.axes.samples or (batch == [0] and dim == 1)
+        each: int = 2 * value.element_size() + (0 if whole else ELEMENTWISE)
+        return self.balance * count * each
+
+    def _size(self, size: Any) -> float:
+        return float(size) if isinstance(size, int) else 1.0

@@ -24,11 +24,11 @@ from tpcompile.engine import compose
 from tpcompile.errors import UsageError
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
-from tpcompile.passes import Canonicalize, Dump, pipeline
+from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program
 from tpcompile.samples import collate
 from tpcompile.subject import Subject
 
@@ -71,11 +71,11 @@ def compile_subject(
     """
     say("capture")
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
-    stages: dict[Stage, Program] = {}
+    after_pass: dict[str, Program] = {}
     dump = Dump(Path(dump_ir)) if dump_ir else None
 
     def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
-        stages[after.stage] = after
+        after_pass[step.name] = after
         if dump is not None:
             dump(step, before, after, seconds)
 
@@ -85,14 +85,14 @@ def compile_subject(
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
-        dense = KeepAll()(stages[Stage.CAPTURED])
+        dense = KeepAll()(after_pass[Recognise.name])
     if dense.output_names != compact.output_names:
         raise UsageError(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
             fix="pass a dense model with the same outputs",
         )
     say("write ONNX")
-    placed = stages[Stage.PLACED]
+    placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
     return Compiled(subject, placed, compact, dense, emit(compact), emit(dense), emit(placed))
 
 
