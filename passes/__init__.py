@@ -7,12 +7,13 @@ from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
 from tpcompile.passes.mark import Mark
+from tpcompile.passes.optimize.hoist import Hoist
 from tpcompile.passes.optimize.sink import Sink
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
-PLACED: tuple[GraphPass, ...] = (Sink(),)
+PLACED: tuple[GraphPass, ...] = (Hoist(), Sink())
 """What saves work in a placed program, in order."""
 
 
@@ -41,6 +42,7 @@ __all__ = [
     "Dump",
     "GraphPass",
     "Hook",
+    "Hoist",
     "Mark",
     "Pipeline",
     "Place",

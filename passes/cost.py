@@ -1,6 +1,7 @@
 """What a program costs, counted from the graph itself: polynomials over token set sizes, and one op at expected counts."""
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import fx
 
 from tpcompile.axes import Factors, Placement
+from tpcompile.ops import COMPACT, TAKE
 from tpcompile.passes.axesmap import AxesMap, Described, describe
 from tpcompile.passes.rules import Held, tensor_nodes
 from tpcompile.passes.rules.base import Size, size
@@ -21,6 +23,8 @@ VIEWS = frozenset(
     {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.view.default}
 )
 """Ops that move nothing: the result is the operand, read in another shape."""
+LOOKUPS = frozenset({aten.select.int, aten.slice.Tensor, aten.index_select.default, aten.embedding.default, TAKE, COMPACT})
+"""Ops that take some rows and leave the rest unread."""
 ELEMENTWISE = 12
 """Further bytes per element where each sample has its own positions and rows are not whole: a position of its own, and its spread."""
 
@@ -42,10 +46,26 @@ def polynomial(program: Program) -> Polynomial:
             continue
         sizes = _factor_sizes(program, node, call.operands, call.factors, sets, samples)
         names = tuple(sorted(s for s in sizes.values() if isinstance(s, str)))
-        coefficient = 2
-        for s in sizes.values():
-            coefficient *= s if isinstance(s, int) else 1
-        total[names] += coefficient
+        total[names] += 2 * math.prod(s for s in sizes.values() if isinstance(s, int))
+    fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
+    return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
+
+
+def traffic(program: Program) -> Polynomial:
+    """Bytes per sample that the ops read and write, weights left out; of what is only looked up, the rows that are taken."""
+    sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
+    samples, weights = _samples(program), program.constants()
+    total: Counter[tuple[str, ...]] = Counter()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target in VIEWS or node.target is operator.getitem:
+            continue
+        value = node.meta.get("val")
+        outs = [(node, v) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
+        ins = [(n, n.meta["val"]) for n in tensor_nodes(node) if n.name not in weights]
+        for tensor, value in [*outs, *(outs if node.target in LOOKUPS else ins)]:
+            sizes = [_dim(program, tensor, value, d, sets, samples) for d in range(value.dim())]
+            names = tuple(sorted(s for s in sizes if isinstance(s, str)))
+            total[names] += value.element_size() * math.prod(s for s in sizes if isinstance(s, int))
     fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
     return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
 
@@ -67,29 +87,25 @@ def _compact_sizes(program: Program) -> Mapping[Size, str]:
 def _factor_sizes(
     program: Program, node: fx.Node, operands: tuple[fx.Node, ...], factors: Factors, sets: Mapping[Size, str], samples: Size
 ) -> dict[str, int | str]:
-    """Factor -> its size, or the name of the token set it runs over."""
-    sizes: dict[str, int | str] = {}
-    levels: dict[str, int] = {}
+    """Factor -> its size, or the name of the newest token set it runs over."""
+    found: dict[str, list[int | str]] = {}
     for tensor, dims in [*zip(operands, factors.ins, strict=False), (node, factors.outs[0])]:
         value = tensor.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            continue
-        placement = program.placements.get(tensor.name)
-        for d, factor in enumerate(dims):
-            if factor is None:
-                continue
-            if placement is not None and d in placement.dims:
-                levels[factor] = max(levels.get(factor, 0), placement.dims[d])
-            expression = size(value.shape[d])
-            if samples.free_symbols and samples.free_symbols <= expression.free_symbols:
-                expression = sympy.cancel(expression / samples)
-            if isinstance(expression, sympy.Integer):
-                sizes.setdefault(factor, int(expression))
-            else:
-                sizes[factor] = sets.get(expression, "t0")
-    if program.stage is not Stage.COMPACT:
-        sizes.update({factor: f"t{level}" for factor, level in levels.items()})
-    return sizes
+        for d, factor in enumerate(dims if isinstance(value, torch.Tensor) else ()):
+            if factor is not None:
+                found.setdefault(factor, []).append(_dim(program, tensor, value, d, sets, samples))
+    return {f: max(sizes, key=lambda s: (isinstance(s, str), int(str(s).lstrip("t")))) for f, sizes in found.items()}
+
+
+def _dim(program: Program, tensor: fx.Node, value: torch.Tensor, d: int, sets: Mapping[Size, str], samples: Size) -> int | str:
+    """The size of a tensor's dim per sample, or the name of the token set it runs over."""
+    placement = program.placements.get(tensor.name)
+    if program.stage is not Stage.COMPACT and placement is not None and d in placement.dims:
+        return f"t{placement.dims[d]}"
+    expression = size(value.shape[d])
+    if samples.free_symbols and samples.free_symbols <= expression.free_symbols:
+        expression = sympy.cancel(expression / samples)
+    return int(expression) if isinstance(expression, sympy.Integer) else sets.get(expression, "t0")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def body(show: Show, program: Program) -> str:
 
 def test_case_1_rows_are_fetched_before_row_wise_work(toy: Toy, show: Show, agree: Agree, work: Work, block: nn.Module) -> None:
     plain, program = PLAIN(toy(block)), sunk(toy(block), balance=0.1)
-    assert_expected_inline(body(show, plain), """\
+    assert_expected_inline(
+        body(show, plain),
+        """\
 %alive: bool[1, t0] = aten.__and__.Tensor(%keep, %ge)
 %matmul_1: f32[1, t0, 4] = aten.matmul.default(%mul_21, %x)
 %linear_1: f32[1, t0, 4] = aten.linear.default(%matmul_1, %p_captured_out_weight, %p_captured_out_bias)
@@ -50,8 +52,11 @@ def test_case_1_rows_are_fetched_before_row_wise_work(toy: Toy, show: Show, agre
 %unsqueeze_2: bool[1, t1, 1] = aten.unsqueeze.default(%getitem_1, -1)
 %mul_45: f32[1, t1, 4] = aten.mul.Tensor(%getitem, %unsqueeze_2)
 %sum_2: f32[1, 4] = aten.sum.dim_IntList(%mul_45, [1])
-return (%sum_2)""")
-    assert_expected_inline(body(show, program), """\
+return (%sum_2)""",
+    )
+    assert_expected_inline(
+        body(show, program),
+        """\
 %alive: bool[1, t0] = aten.__and__.Tensor(%keep, %ge)
 %arange_default: i64[n] = aten.arange.default(%sym_size_int)
 %unsqueeze_default: i64[1, n] = aten.unsqueeze.default(%arange_default, 0)
@@ -69,7 +74,8 @@ return (%sum_2)""")
 %unsqueeze_2: bool[1, t1, 1] = aten.unsqueeze.default(%getitem_1, -1)
 %mul_45: f32[1, t1, 4] = aten.mul.Tensor(%layer_norm, %unsqueeze_2)
 %sum_2: f32[1, 4] = aten.sum.dim_IntList(%mul_45, [1])
-return (%sum_2)""")
+return (%sum_2)""",
+    )
     agree(block, program)
     values, output = 2 * 16 * 4, 2 * 4 * 4
     assert work(plain) - work(program) == (16 - 8) * (values + output)
