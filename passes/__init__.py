@@ -7,19 +7,26 @@ from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
 from tpcompile.passes.mark import Mark
+from tpcompile.passes.optimize.hoist import Hoist
+from tpcompile.passes.optimize.sink import Sink
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
+PLACED: tuple[GraphPass, ...] = (Hoist(), Sink())
+"""What saves work in a placed program, in order."""
 
-def pipeline(batch: str = "one", assume_masked: Sequence[str] = ()) -> Pipeline:
+
+def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bool = True) -> Pipeline:
     """The whole pipeline.
 
     Args:
         batch: policy, ``one`` or ``ragged``.
         assume_masked: sites whose dropped tokens are taken to be masked where that cannot be proved.
+        optimize: save what the papers count as needed; without, every op stands at the tokens alive where the model has it.
     """
-    return Pipeline((Canonicalize(), Recognise(batch), Mark(batch), Place("+".join(assume_masked)), Compact(), Cleanup()))
+    prove = (Canonicalize(), Recognise(batch), Mark(batch), Place("+".join(assume_masked)))
+    return Pipeline((*prove, *(PLACED if optimize else ()), Compact(), Cleanup()))
 
 
 DEFAULT = pipeline()
@@ -35,10 +42,12 @@ __all__ = [
     "Dump",
     "GraphPass",
     "Hook",
+    "Hoist",
     "Mark",
     "Pipeline",
     "Place",
     "Recognise",
+    "Sink",
     "pipeline",
     "verify",
 ]

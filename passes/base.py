@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
@@ -117,11 +117,16 @@ class Pipeline:
         if unknown or not all(found):
             raise UsageError(f"unknown pass: {', '.join(unknown) or text}", fix=f"passes are {', '.join(known)}")
         try:
-            return cls(tuple(known[name](**options) for name, options in steps))
-        except TypeError as error:
-            raise UsageError(
-                f"unknown option: {error}", fix="`tpcompile passes show NAME` lists the options of a pass"
-            ) from error
+            return cls(tuple(known[name](**_typed(known[name], options)) for name, options in steps))
+        except (TypeError, ValueError) as error:
+            what = "unknown" if isinstance(error, TypeError) else "bad"
+            raise UsageError(f"{what} option: {error}", fix="`tpcompile passes show NAME` lists the options of a pass") from error
+
+
+def _typed(kind: type[GraphPass], options: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a pass from text, each of its default's type."""
+    kinds: dict[str, Callable[[str], Any]] = {f.name: type(f.default) for f in fields(kind)}
+    return {name: kinds.get(name, str)(value) for name, value in options.items()}
 
 
 class Dump:

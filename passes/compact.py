@@ -1,7 +1,8 @@
 """placed -> compact: dropped tokens are gone.
 
-1. the first ``prune`` of a site becomes ``compact``; the others gather by its index;
-2. an operand on an older set than its factor's is gathered, once per set;
+1. a site becomes one ``compact``, of what its first ``prune`` takes; where that is computed on the new set already, of the first rows that
+   are gathered to it. Every other row is gathered by its index;
+2. an operand on an older set than its factor's is gathered, once per set; what stands on a set comes behind its decision (``schedule``);
 3. a size argument of a dim on a newer set becomes that set's size; a size used as a *number* stays the full sequence's;
 4. position 0 is always stored, and every pinned prefix with it: a set is never empty;
 5. ``restore`` becomes ``put``: rows written to the positions they came from;
@@ -9,19 +10,21 @@
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import fx
 
-from tpcompile.axes import Factors
+from tpcompile.axes import Factors, Placement
 from tpcompile.errors import RigidAxis
 from tpcompile.ops import COMPACT, PRUNE, PUT, RESTORE, TAKE
 from tpcompile.passes.axesmap import AxesMap, Described, broadcasting, describe
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.rules import bind, tensor_nodes
+from tpcompile.passes.schedule import Step, schedule
 from tpcompile.program import Program, Site, Stage, where_of
 from tpcompile.text import line
 
@@ -61,46 +64,55 @@ class _Rewrite:
         self.placements = dict(program.placements)
         self.axes = AxesMap(program.graph)
         self.graph = self.draft.graph
-        self.nodes = {n.name: n for n in self.graph.nodes}
-        self.sites = {s.keep: s for s in program.sites}
+        self.nodes: dict[str, fx.Node] = {n.name: n for n in self.graph.nodes}
+        self.first = {n.args[1].name: n for n in reversed(self.graph.find_nodes(op="call_function", target=PRUNE))}
         self.stored: dict[tuple[int, int], fx.Node] = {}
         self.sizes: dict[int, fx.Node] = {}
         self.index: dict[int, fx.Node] = {}
-        self.alive: dict[tuple[str, int], fx.Node] = {}
+        self.fetched: dict[tuple[str, int], fx.Node] = {}
         self.made: dict[tuple[Any, ...], fx.Node] = {}
         self.done: dict[str, Site] = {}
 
     def run(self) -> Program:
-        for node in list(self.graph.nodes):
-            if node.op != "call_function":
-                continue
-            if node.target is PRUNE:
-                self._site(node)
-            elif node.target is RESTORE:
-                self._restore(node)
-            elif node.target is aten.sym_size.int:
-                self._number(node)
-            else:
-                self._call(node)
+        order = self._order()
+        for i, step in enumerate(order):
+            if isinstance(step, int):
+                self._open(self.program.sites[step - 1], order[i + 1 :])
+            elif step.op == "call_function":
+                self._node(step)
         sites = tuple(self.done.get(s.keep, s) for s in self.program.sites)
         return self.program.adopt(self.draft, sites=sites, placements=self.placements)
+
+    def _order(self) -> list[Step]:
+        """Put the graph in an order in which every set is there before it is needed; return it, with the levels where sites open."""
+        calls = [(self.nodes[name], call, call.factors) for name, call in self.axes.calls.items()]
+        needs = {node: max(self._factors(call, f).values(), default=0) for node, call, f in calls if f is not None}
+        opens, last = {}, [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        for site in self.program.sites:
+            x, *rest = [a for a in self.first[site.keep].args if isinstance(a, fx.Node)]
+            opens[site.tokens.level] = (last, *rest, *([x] if self._level(x, 1) < site.tokens.level else []))
+        order = schedule(self.graph.nodes, needs, opens)
+        for before, node in pairwise(step for step in order if isinstance(step, fx.Node)):
+            before.append(node)
+        return order
+
+    def _node(self, node: fx.Node) -> None:
+        if node.target is PRUNE:
+            x = node.args[0]
+            assert isinstance(x, fx.Node)
+            with self.graph.inserting_before(node):
+                rows = self._at(x, self._level(node, 1), node)
+            self._replace(node, rows)
+        elif node.target is RESTORE:
+            self._restore(node)
+        elif node.target is aten.sym_size.int:
+            self._number(node)
+        else:
+            self._call(node)
 
     def _level(self, node: fx.Node, dim: int) -> int:
         placement = self.placements.get(node.name)
         return placement.dims.get(dim, 0) if placement else 0
-
-    def _site(self, node: fx.Node) -> None:
-        x, keep = node.args[:2]
-        assert isinstance(x, fx.Node)
-        assert isinstance(keep, fx.Node)
-        site = self.sites[keep.name]
-        level = site.tokens.level
-        with self.graph.inserting_before(node):
-            if keep.name in self.done:
-                rows = self._at(x, level, node)
-            else:
-                rows = self._compact(site, self._at(x, level - 1, node), self._at(keep, level - 1, node), node)
-        self._replace(node, rows)
 
     def _restore(self, node: fx.Node) -> None:
         x, keep, base = node.args
@@ -120,22 +132,43 @@ class _Rewrite:
             rows.meta["val"], self.placements[rows.name] = node.meta["val"], self.program.placements[node.name]
             self.axes.alias(rows, node)
         node.replace_all_uses_with(rows)
+        self.nodes[node.name] = rows
         self.graph.erase_node(node)
 
-    def _compact(self, site: Site, x: fx.Node, keep: fx.Node, node: fx.Node) -> fx.Node:
-        level = site.tokens.level
-        score = node.args[2] if len(node.args) > 2 else None
-        if isinstance(score, fx.Node):
-            score = self._at(score, level - 1, node)
-        made = self._new(node, COMPACT, x, keep, self._prefix(site, node), score)
-        rows, alive, index = (self._new(node, operator.getitem, made, i) for i in range(3))
-        self.index[level] = index
-        self.stored[level - 1, level] = index if self.axes.samples else self._new(node, aten.select.int, index, 0, 0)
-        self.alive[keep.name, level] = alive
-        self.sizes[level] = self._new(node, aten.sym_size.int, index, 1)
+    def _open(self, site: Site, later: Sequence[Step]) -> None:
+        """Write the compact node of a site before what comes next."""
+        level, first = site.tokens.level, self.first[site.keep]
+        x, keep, score = (*first.args, None)[:3]
+        assert isinstance(x, fx.Node)
+        assert isinstance(keep, fx.Node)
+        with self.graph.inserting_before(next(step for step in later if isinstance(step, fx.Node))):
+            keep = self._at(keep, level - 1, first)
+            score = self._at(score, level - 1, first) if isinstance(score, fx.Node) else None
+            if self._level(x, 1) == level:
+                x = self._riding(level, later) or self._new(first, aten.unsqueeze.default, keep, -1)
+            source = self._at(x, level - 1, first) if x.name in self.nodes else x
+            made = self._new(first, COMPACT, source, keep, self._prefix(site, first), score)
+            rows, alive, index = (self._new(first, operator.getitem, made, i) for i in range(3))
+            self.index[level] = index
+            self.stored[level - 1, level] = index if self.axes.samples else self._new(first, aten.select.int, index, 0, 0)
+            self.sizes[level] = self._new(first, aten.sym_size.int, index, 1)
+        self.placements[rows.name] = Placement({1: level})
+        self.fetched |= {(x.name, level): rows, (source.name, level): rows}
+        self.fetched |= {(n.name, level): alive for n in (keep, first.args[1])}
         tap = score.name if isinstance(score, fx.Node) else ""
         self.done[site.keep] = replace(site, node=made.name, keep=keep.name, score=tap, index=index.name)
-        return rows
+
+    def _riding(self, level: int, later: Sequence[Step]) -> fx.Node | None:
+        """The first hidden states ``[B, N, C]`` that are there already and are read on a new set."""
+        waiting = [step.name for step in later if isinstance(step, fx.Node)]
+        for call in (self.axes.calls[name] for name in waiting if name in self.axes.calls):
+            levels = self._factors(call, call.factors) if call.factors is not None else {}
+            for n, dims in zip(call.operands, call.factors.ins if call.factors is not None else (), strict=False):
+                rows = n.meta["val"].dim() == 3 and n.meta["val"].is_floating_point() and self.axes.token_dims(n) == [1]
+                ready = rows and n.name not in waiting and self.axes.batch_dims(n) in ([], [0])
+                if ready and self._level(n, 1) == level - 1 and levels.get(str(dims[1])) == level:
+                    return self.nodes[n.name]
+        return None
 
     def _prefix(self, site: Site, node: fx.Node) -> fx.Node:
         """Bool ``[1, N]`` or ``[B, N]`` over what the site sees, true at the pinned positions: every site before stored them first."""
@@ -242,8 +275,8 @@ class _Rewrite:
         source, dim, batch = rows
         if old >= new:
             return source
-        if old == new - 1 and dim == 1 and (source.name, new) in self.alive:
-            return self.alive[source.name, new]
+        if dim == 1 and (source.name, new) in self.fetched:
+            return self.fetched[source.name, new]
         positions = self._positions(old, new, at)
         if batch is None:
             return self._once((source.name, dim, None, new), at, aten.index_select.default, source, dim, positions)

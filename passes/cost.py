@@ -1,17 +1,32 @@
-"""FLOPs of a program as a polynomial over token set sizes, counted from the graph itself."""
+"""What a program costs, counted from the graph itself: polynomials over token set sizes, and one op at expected counts."""
 
+import math
+import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
-from tpcompile.axes import Factors
-from tpcompile.passes.axesmap import describe
+from tpcompile.axes import Factors, Placement
+from tpcompile.ops import COMPACT, TAKE
+from tpcompile.passes.axesmap import AxesMap, Described, describe
 from tpcompile.passes.rules import Held, tensor_nodes
 from tpcompile.passes.rules.base import Size, size
 from tpcompile.program import Program, Stage, where_of
+
+aten = torch.ops.aten
+VIEWS = frozenset(
+    {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.view.default}
+)
+"""Ops that move nothing: the result is the operand, read in another shape."""
+LOOKUPS = frozenset({aten.select.int, aten.slice.Tensor, aten.index_select.default, aten.embedding.default, TAKE, COMPACT})
+"""Ops that take some rows and leave the rest unread."""
+ELEMENTWISE = 12
+"""Further bytes per element where each sample has its own positions and rows are not whole: a position of its own, and its spread."""
 
 Polynomial = tuple[tuple[int, tuple[str, ...]], ...]
 """``((coefficient, ("t0", "t1")), ...)``: the sum of coefficient x product of sizes; a multiply-accumulate is two."""
@@ -53,10 +68,26 @@ def _terms(program: Program) -> Iterator[Term]:
             continue
         sizes = _factor_sizes(program, node, call.operands, call.factors, sets, samples)
         names = tuple(sorted(s for s in sizes.values() if isinstance(s, str)))
-        coefficient = 2
-        for s in sizes.values():
-            coefficient *= s if isinstance(s, int) else 1
-        yield node, coefficient, names
+        yield node, 2 * math.prod(s for s in sizes.values() if isinstance(s, int)), names
+
+
+def traffic(program: Program) -> Polynomial:
+    """Bytes per sample that the ops read and write, weights left out; of what is only looked up, the rows that are taken."""
+    sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
+    samples, weights = _samples(program), program.constants()
+    total: Counter[tuple[str, ...]] = Counter()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target in VIEWS or node.target is operator.getitem:
+            continue
+        value = node.meta.get("val")
+        outs = [(node, v) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
+        ins = [(n, n.meta["val"]) for n in tensor_nodes(node) if n.name not in weights]
+        for tensor, value in [*outs, *(outs if node.target in LOOKUPS else ins)]:
+            sizes = [_dim(program, tensor, value, d, sets, samples) for d in range(value.dim())]
+            names = tuple(sorted(s for s in sizes if isinstance(s, str)))
+            total[names] += value.element_size() * math.prod(s for s in sizes if isinstance(s, int))
+    fixed = int(samples) if isinstance(samples, sympy.Integer) else 1
+    return tuple((coefficient // fixed, names) for names, coefficient in sorted(total.items()))
 
 
 def _samples(program: Program) -> Size:
@@ -76,26 +107,92 @@ def _compact_sizes(program: Program) -> Mapping[Size, str]:
 def _factor_sizes(
     program: Program, node: fx.Node, operands: tuple[fx.Node, ...], factors: Factors, sets: Mapping[Size, str], samples: Size
 ) -> dict[str, int | str]:
-    """Factor -> its size, or the name of the token set it runs over."""
-    sizes: dict[str, int | str] = {}
-    levels: dict[str, int] = {}
+    """Factor -> its size, or the name of the newest token set it runs over."""
+    found: dict[str, list[int | str]] = {}
     for tensor, dims in [*zip(operands, factors.ins, strict=False), (node, factors.outs[0])]:
         value = tensor.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            continue
-        placement = program.placements.get(tensor.name)
-        for d, factor in enumerate(dims):
-            if factor is None:
+        for d, factor in enumerate(dims if isinstance(value, torch.Tensor) else ()):
+            if factor is not None:
+                found.setdefault(factor, []).append(_dim(program, tensor, value, d, sets, samples))
+    return {f: max(sizes, key=lambda s: (isinstance(s, str), int(str(s).lstrip("t")))) for f, sizes in found.items()}
+
+
+def _dim(program: Program, tensor: fx.Node, value: torch.Tensor, d: int, sets: Mapping[Size, str], samples: Size) -> int | str:
+    """The size of a tensor's dim per sample, or the name of the token set it runs over."""
+    placement = program.placements.get(tensor.name)
+    if program.stage is not Stage.COMPACT and placement is not None and d in placement.dims:
+        return f"t{placement.dims[d]}"
+    expression = size(value.shape[d])
+    if samples.free_symbols and samples.free_symbols <= expression.free_symbols:
+        expression = sympy.cancel(expression / samples)
+    return int(expression) if isinstance(expression, sympy.Integer) else sets.get(expression, "t0")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run is taken to look like where a pass must decide before any is seen.
+
+    Attributes:
+        tokens: at the input, where the program does not fix their number.
+        keep: share of the tokens that every site keeps.
+        balance: operations that cost as much as moving one byte.
+    """
+
+    tokens: int = 128
+    keep: float = 0.7
+    balance: float = 4.0
+
+
+class Meter:
+    """What an op costs at expected counts: its operations, and ``balance`` for every byte it reads or writes.
+
+    Args:
+        program: a placed program.
+        axes: its token dims.
+        expected: the counts.
+    """
+
+    def __init__(self, program: Program, axes: AxesMap, expected: Expected) -> None:
+        self.axes, self.balance = axes, expected.balance
+        full = (n.meta["val"].shape[d] for n in program.graph.nodes for d in axes.token_dims(n))
+        fixed = next(full, expected.tokens)
+        tokens = fixed if isinstance(fixed, int) else expected.tokens
+        self.sizes = [tokens * expected.keep**level for level in range(len(program.sites) + 1)]
+
+    def work(self, call: Described, levels: Callable[[str], int]) -> float:
+        """The cost of a call whose token factors run over the sets of these levels."""
+        if call.factors is None or call.node.target in VIEWS:
+            return 0.0
+        sizes: dict[str, float] = {}
+        moved = 0.0
+        for tensor, dims in [*zip(call.operands, call.factors.ins, strict=False), (call.node, call.factors.outs[0])]:
+            value, count = tensor.meta["val"], 1.0
+            if not isinstance(value, torch.Tensor):
                 continue
-            if placement is not None and d in placement.dims:
-                levels[factor] = max(levels.get(factor, 0), placement.dims[d])
-            expression = size(value.shape[d])
-            if samples.free_symbols and samples.free_symbols <= expression.free_symbols:
-                expression = sympy.cancel(expression / samples)
-            if isinstance(expression, sympy.Integer):
-                sizes.setdefault(factor, int(expression))
-            else:
-                sizes[factor] = sets.get(expression, "t0")
-    if program.stage is not Stage.COMPACT:
-        sizes.update({factor: f"t{level}" for factor, level in levels.items()})
-    return sizes
+            for d, factor in enumerate(dims):
+                size = self.sizes[levels(factor)] if factor and self.axes.is_token(tensor, d) else self._size(value.shape[d])
+                count *= size
+                if factor is not None:
+                    sizes[factor] = size
+            moved += count * value.element_size()
+        product = call.rule is not None and call.rule.held is Held.ZERO and len(call.operands) > 1
+        return (2 * math.prod(sizes.values()) if product else 0.0) + self.balance * moved
+
+    def count(self, node: fx.Node, placement: Placement | None) -> float:
+        """Elements of a tensor; 0 for what is none."""
+        value, dims = node.meta.get("val"), placement.dims if placement else {}
+        if not isinstance(value, torch.Tensor):
+            return 0.0
+        return math.prod(self.sizes[dims[d]] if d in dims else self._size(size) for d, size in enumerate(value.shape))
+
+    def gather(self, node: fx.Node, dims: Mapping[int, int], dim: int, new: int) -> float:
+        """The cost of fetching the rows of set ``new`` along one dim of a tensor whose token dims run over the sets ``dims``."""
+        value = node.meta["val"]
+        count = self.count(node, Placement({**dims, dim: new}))
+        batch = self.axes.batch_dims(node)
+        whole = not self.axes.samples or (batch == [0] and dim == 1)
+        each: int = 2 * value.element_size() + (0 if whole else ELEMENTWISE)
+        return self.balance * count * each
+
+    def _size(self, size: Any) -> float:
+        return float(size) if isinstance(size, int) else 1.0

@@ -3,7 +3,7 @@
 One fix-point over the axis rules:
 
 1. dims that share a factor with a site's token axis are token dims, forward and backward (``axesmap``);
-2. forward, a factor runs over the newest set among its operands; a site's result runs over the set born there;
+2. forward, a factor runs over the newest set among its operands; a site's result runs over the set born there (``levels``);
 3. backward, a result that only newer sets read is computed on the newer set at once (masks are gathered once, as bools);
 4. each fold over a pruned set must see its neutral value at every dropped token (``facts``), or ``UnmaskedFold``;
 5. each position read on a pruned set is pinned when it counts from the front, or ``RigidAxis``;
@@ -13,24 +13,23 @@ One fix-point over the axis rules:
 9. with a batch, nothing that runs over pruned tokens mixes samples, or ``RigidAxis``: each sample has a set of its own.
 """
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import fx
 
-from tpcompile.axes import NEG_INF, Placement
-from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold, UsageError
+from tpcompile.axes import NEG_INF
+from tpcompile.errors import RevivedToken, RigidAxis, TokenMismatch, UnmaskedFold, UsageError
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.assumptions import assumptions, bounds
-from tpcompile.passes.axesmap import LOOSE, AxesMap, Described, broadcasting
+from tpcompile.passes.axesmap import LOOSE, AxesMap, Described
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.facts import Facts
+from tpcompile.passes.levels import Levels, refusal
 from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
 from tpcompile.program import Program, Stage, where_of
-from tpcompile.text import line
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Place(GraphPass):
         if len(axes.roots) > 1:
             last = program.node(program.sites[-1].node)
             fix = "prune one sequence per program; export the encoders apart"
-            raise _error(TokenMismatch, last, "sites prune two unrelated token axes", fix)
+            raise refusal(TokenMismatch, last, "sites prune two unrelated token axes", fix)
         if axes.roots & axes.samples:
             last = program.node(program.sites[-1].node)
-            raise _error(
+            raise refusal(
                 TokenMismatch, last, "one axis is both tokens and samples here", "keep batch and tokens on axes of their own"
             )
         levels = Levels(program, axes)
@@ -70,131 +69,6 @@ class Place(GraphPass):
         return replace(
             program, sites=sites, placements=placements, assumptions=assumed, bounds=tuple(bounds(program, axes, facts))
         )
-
-
-class Levels:
-    """The token set of every token dim: forward, then raised to what the readers need.
-
-    Args:
-        program: a marked program.
-        axes: its token dims.
-    """
-
-    def __init__(self, program: Program, axes: AxesMap) -> None:
-        self.axes = axes
-        self.of: dict[tuple[str, int], int] = {}
-        self.born = {site.keep: site.tokens.level for site in program.sites}
-        self.ready: dict[str, int] = {}
-        newest = 0
-        for node in program.graph.nodes:
-            newest = max(newest, self.born[node.args[1].name]) if node.target is PRUNE else newest
-            self.ready[node.name] = newest
-        for node in program.graph.nodes:
-            self._forward(node)
-        for node in reversed(program.graph.nodes):
-            self._raise(node)
-
-    def get(self, node: fx.Node, dim: int) -> int:
-        """The level of a token dim; 0 for other dims."""
-        return self.of.get((node.name, dim), 0)
-
-    def highest(self, node: fx.Node) -> int:
-        """The newest set among a node's dims."""
-        return max((self.get(node, d) for d in self.axes.token_dims(node)), default=0)
-
-    def placement(self, node: fx.Node) -> Placement:
-        """The node's token dims with their sets."""
-        return Placement({d: self.get(node, d) for d in self.axes.token_dims(node)})
-
-    def factor(self, call: Described, factor: str) -> int:
-        """The set a factor runs over: the newest of its operands' and its result's."""
-        assert call.factors is not None
-        found = [self.get(n, d) for i, n in enumerate(call.operands) for d in call.of(i, factor)]
-        found += [self.get(call.node, d) for d, f in enumerate(call.factors.outs[0]) if f == factor]
-        return max(found, default=0)
-
-    def nested(self, call: Described, rows: str, keys: str) -> bool:
-        """Whether every token stored along one factor of a call is stored along another."""
-        return self.factor(call, rows) >= self.factor(call, keys)
-
-    def _forward(self, node: fx.Node) -> None:
-        call = self.axes.calls.get(node.name)
-        if call is None:
-            if node.target is operator.getitem:
-                self._item(node)
-            return
-        if node.target is PRUNE:
-            self._write(node, {1: self._site_level(call)})
-            return
-        if node.target is RESTORE:
-            self._write(node, {1: self.get(call.operands[2], 1)})
-            return
-        if call.factors is None:
-            self._unknown(call)
-            return
-        outs = call.factors.outs[0]
-        self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
-
-    def _item(self, node: fx.Node) -> None:
-        """One output of an op that has several."""
-        source, output = node.args
-        call = self.axes.calls.get(source.name) if isinstance(source, fx.Node) else None
-        if call is not None and call.factors is not None:
-            outs = call.factors.outs[int(str(output))]
-            self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
-
-    def _write(self, node: fx.Node, dims: dict[int, int]) -> None:
-        self.of.update({(node.name, d): level for d, level in dims.items()})
-
-    def _site_level(self, call: Described) -> int:
-        x, keep = call.operands[:2]
-        level = self.born[keep.name]
-        if self.get(x, 1) > level or self.get(keep, 1) > level - 1:
-            raise _error(
-                TokenMismatch, call.node,
-                f"tokens t{self.get(x, 1)} are pruned by a mask over t{self.get(keep, 1)}: sites must form one chain",
-                "derive each keep mask from the tokens that are alive at the site",
-            )  # fmt: skip
-        return level
-
-    def _unknown(self, call: Described) -> None:
-        for operand in call.operands:
-            if self.highest(operand) > 0:
-                raise _error(
-                    UnknownOp, call.node, f"no axis rule for {call.node.target}, and its input runs over pruned tokens",
-                    "add a rule with its sample (docs/add-an-op.md), or move the op before the first site",
-                )  # fmt: skip
-
-    def _raise(self, node: fx.Node) -> None:
-        call = self.axes.calls.get(node.name)
-        if call is None or call.factors is None or node.target in (PRUNE, RESTORE):
-            return
-        if self.axes.samples and not self._by_sample(call):
-            return
-        blocked = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
-        for dim in self.axes.token_dims(node):
-            factor = call.factors.outs[0][dim]
-            needs = [self._need(user, node, dim) for user in node.users]
-            if factor is not None and factor not in blocked and needs:
-                self.of[node.name, dim] = max(self.get(node, dim), min(*needs, self.ready[node.name]))
-
-    def _by_sample(self, call: Described) -> bool:
-        """Whether the operands can be gathered where a call stands: what all samples share only where it can get the batch."""
-        shared = [n for n in call.operands if self.axes.token_dims(n) and not self.axes.batch_dims(n)]
-        return bool(self.axes.batch_dims(call.node)) and (not shared or broadcasting(call))
-
-    def _need(self, user: fx.Node, node: fx.Node, dim: int) -> int:
-        """The set a reader takes a token dim on."""
-        call = self.axes.calls.get(user.name)
-        if call is None or call.factors is None or user.target is RESTORE:
-            return self.get(node, dim)
-        if user.target is PRUNE:
-            return self.born[call.operands[1].name] - 1
-        needs = [
-            self.factor(call, f) for i, n in enumerate(call.operands) if n is node and (f := call.factors.ins[i][dim]) is not None
-        ]
-        held = {call.factors.ins[i][dim] for i, n in enumerate(call.operands) if n is node}
-        return min(needs) if needs and not held & call.factors.rigid else self.get(node, dim)
 
 
 class Proof:
@@ -271,7 +145,7 @@ class Proof:
                         f"{place.short} ({place.module}): tokens that {site.name} dropped are masked, as the caller says"
                     )
                     continue
-                raise _error(
+                raise refusal(
                     UnmaskedFold, call.node,
                     f"{call.node.target} combines over tokens that {site.name} ({site.where.short}) dropped, and nothing masks them there",
                     "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; "
@@ -300,13 +174,13 @@ class Proof:
         }
 
     def _rigid(self, call: Described, level: int) -> None:
-        raise _error(
+        raise refusal(
             RigidAxis, call.node, f"{call.node.target} reads positions or the count of tokens, and t{level} has lost some",
             "compute it before the first site, read position 0, or pool with the keep mask",
         )  # fmt: skip
 
     def _mixed(self, call: Described, level: int) -> None:
-        raise _error(
+        raise refusal(
             RigidAxis, call.node, f"{call.node.target} mixes samples of the batch, and each has its own t{level}",
             "keep the batch on a dim of its own (no view of batch and heads as one), or export with batch one",
         )  # fmt: skip
@@ -324,7 +198,7 @@ class Proof:
         for cls in range(1, level):
             if before.at(1, cls) != ZERO:
                 earlier = self.program.sites[cls - 1]
-                raise _error(
+                raise refusal(
                     RevivedToken, call.node, f"a token dropped at {earlier.name} ({earlier.where.short}) could be kept here again",
                     "write keep = earlier_keep & (score >= threshold)",
                 )  # fmt: skip
@@ -333,7 +207,7 @@ class Proof:
     def _one_axis(self, call: Described) -> None:
         if self.axes.token_dims(call.node) != [1]:
             fix = "drop rows of hidden states [B, N, C], not of a map over tokens"
-            raise _error(TokenMismatch, call.node, "the channels of these rows are tokens as well", fix)
+            raise refusal(TokenMismatch, call.node, "the channels of these rows are tokens as well", fix)
 
     def _restore(self, call: Described) -> None:
         x, keep, base = call.operands
@@ -342,7 +216,7 @@ class Proof:
         for cls in range(self.levels.get(base, 1) + 1, newest + 1):
             if self.facts[keep].at(1, cls) != ZERO:
                 earlier = self.program.sites[cls - 1]
-                raise _error(
+                raise refusal(
                     RevivedToken, call.node, f"restore may take a token from rows where {earlier.name} ({earlier.where.short}) dropped it",
                     "pass the keep mask of the last site before it",
                 )  # fmt: skip
@@ -354,7 +228,7 @@ class Proof:
             if not isinstance(result, fx.Node):
                 continue
             if (level := self.levels.highest(result)) > 0:
-                raise _error(
+                raise refusal(
                     RigidAxis, result, f"output {name!r} has one row per token, and t{level} has lost some",
                     "bring the rows back with ops.restore(x, keep, base), or return a pooled output",
                 )  # fmt: skip
@@ -363,13 +237,9 @@ class Proof:
     def _settled(self, node: fx.Node, at: fx.Node, what: str) -> None:
         if self.facts[node].pending:
             site = self.program.sites[self.facts[node].pending - 1]
-            raise _error(
+            raise refusal(
                 UnmaskedFold, at,
                 f"{what} may read a softmax row whose keys were all dropped by {site.name} ({site.where.short}): "
                 "it falls back to dropped tokens",
                 "keep a prefix token (keep = keep | first), or multiply the softmax by the keep mask of its queries",
             )  # fmt: skip
-
-
-def _error(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:
-    return kind(message, where=where_of(node), node=line(node), fix=fix)

@@ -25,11 +25,11 @@ from tpcompile.engine import compose
 from tpcompile.errors import UsageError
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
-from tpcompile.passes import Canonicalize, Dump, pipeline
+from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program
 from tpcompile.samples import collate
 from tpcompile.subject import Subject
 
@@ -72,13 +72,13 @@ def compile_subject(
     """
     say("capture")
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
-    stages: dict[Stage, Program] = {}
+    after_pass: dict[str, Program] = {}
 
     say("prove and compact")
     with Dump(Path(dump_ir)) if dump_ir else nullcontext() as dump:
 
         def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
-            stages[after.stage] = after
+            after_pass[step.name] = after
             if dump is not None:
                 dump(step, before, after, seconds)
 
@@ -87,14 +87,14 @@ def compile_subject(
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
-        dense = KeepAll()(stages[Stage.CAPTURED])
+        dense = KeepAll()(after_pass[Recognise.name])
     if dense.output_names != compact.output_names:
         raise UsageError(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
             fix="pass a dense model with the same outputs",
         )
     say("write ONNX")
-    placed = stages[Stage.PLACED]
+    placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
     return Compiled(subject, placed, compact, dense, emit(compact), emit(dense), emit(placed))
 
 

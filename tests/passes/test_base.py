@@ -10,7 +10,20 @@ from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.errors import StageError, UnmaskedFold, UsageError
-from tpcompile.passes import DEFAULT, PASSES, Canonicalize, Cleanup, Compact, Dump, GraphPass, Mark, Pipeline, Recognise, pipeline
+from tpcompile.passes import (
+    DEFAULT,
+    PASSES,
+    Canonicalize,
+    Cleanup,
+    Compact,
+    Dump,
+    GraphPass,
+    Mark,
+    Pipeline,
+    Recognise,
+    Sink,
+    pipeline,
+)
 from tpcompile.program import Program, Stage
 
 
@@ -57,20 +70,26 @@ def test_a_pipeline_must_chain() -> None:
 
 
 def test_a_pipeline_prints_and_parses() -> None:
-    text = "canonicalize,recognise,mark,place,compact,cleanup"
+    text = "canonicalize,recognise,mark,place,hoist,sink,compact,cleanup"
     assert str(DEFAULT) == text
     assert Pipeline.parse(text, PASSES) == DEFAULT
     assert Pipeline.parse(" canonicalize, recognise, mark ", PASSES) == Pipeline((Canonicalize(), Recognise(), Mark()))
     ragged = pipeline("ragged", ("site0", "site2"))
     assert str(ragged) == (
-        "canonicalize,recognise{batch=ragged},mark{batch=ragged},place{assume_masked=site0+site2},compact,cleanup"
+        "canonicalize,recognise{batch=ragged},mark{batch=ragged},place{assume_masked=site0+site2},hoist,sink,compact,cleanup"
     )
     assert Pipeline.parse(str(ragged), PASSES) == ragged
+    assert Pipeline.parse("sink{tokens=64,keep=0.5}", PASSES) == Pipeline((Sink(tokens=64, keep=0.5),))
+    with pytest.raises(UsageError, match="bad option"):
+        Pipeline.parse("sink{tokens=many}", PASSES)
     with pytest.raises(UsageError, match="unknown option"):
         Pipeline.parse("mark{colour=red}", PASSES)
     with pytest.raises(UsageError) as caught:
         Pipeline.parse("canonicalize,fold", PASSES)
-    assert str(caught.value) == "unknown pass: fold\n  fix     passes are canonicalize, recognise, mark, place, compact, cleanup"
+    assert (
+        str(caught.value)
+        == "unknown pass: fold\n  fix     passes are canonicalize, recognise, mark, place, hoist, sink, compact, cleanup"
+    )
 
 
 def test_the_history_is_the_pipeline(toy: Callable[..., Program]) -> None:
@@ -94,11 +113,11 @@ def test_the_hook_sees_every_step(toy: Callable[..., Program]) -> None:
 
 def test_dump_writes_every_step(toy: Callable[..., Program], tmp_path: Path) -> None:
     program = DEFAULT(toy(Pool()), Dump(tmp_path / "ir"))
-    steps = ["01-canonicalize", "02-recognise", "03-mark", "04-place", "05-compact", "06-cleanup"]
+    steps = ["01-canonicalize", "02-recognise", "03-mark", "04-place", "05-hoist", "06-sink", "07-compact", "08-cleanup"]
     expected = ["00-captured.txt", *(f"{step}.{kind}" for step in steps for kind in ("diff", "txt")), "rules.txt"]
     assert sorted(p.name for p in (tmp_path / "ir").iterdir()) == sorted(expected)
-    assert (tmp_path / "ir" / "06-cleanup.txt").read_text() == f"{program}\n"
-    diff = (tmp_path / "ir" / "05-compact.diff").read_text()
+    assert (tmp_path / "ir" / "08-cleanup.txt").read_text() == f"{program}\n"
+    diff = (tmp_path / "ir" / "07-compact.diff").read_text()
     assert "-%prune: f32[1, t1, 4] = tpcompile.prune.default(%inputs_x, %inputs_keep)" in diff
     rules = (tmp_path / "ir" / "rules.txt").read_text().splitlines()
     assert rules[0].startswith("accepted: site0 at test_base.py:")

@@ -7,10 +7,11 @@ from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.passes import DEFAULT
+from tpcompile.passes import pipeline
 from tpcompile.program import Program
 
 aten = torch.ops.aten
+PLAIN = pipeline(optimize=False)
 Toy = Callable[..., Program]
 Show = Callable[[Program], str]
 Agree = Callable[..., None]
@@ -34,7 +35,7 @@ class Shared(nn.Module):
 
 
 def test_case_1_one_compact_per_site(toy: Toy, show: Show, agree: Agree) -> None:
-    program = DEFAULT(toy(Shared()))
+    program = PLAIN(toy(Shared()))
     assert_expected_inline(
         show(program).partition("compact.default")[2],
         """\
@@ -65,7 +66,7 @@ class Skips(nn.Module):
 
 
 def test_case_2_older_sets_are_gathered_at_joins(toy: Toy, show: Show, agree: Agree) -> None:
-    program = DEFAULT(toy(Skips(), **inputs()))
+    program = PLAIN(toy(Skips(), **inputs()))
     assert_expected_inline(
         "\n".join(show(program).splitlines()[-10:]),
         """\
@@ -93,7 +94,7 @@ class Pairs(nn.Module):
 
 
 def test_case_2_a_tensor_used_twice_is_gathered_per_use(toy: Toy, agree: Agree) -> None:
-    agree(Pairs(), DEFAULT(toy(Pairs())))
+    agree(Pairs(), PLAIN(toy(Pairs())))
 
 
 class Heads(nn.Module):
@@ -107,7 +108,7 @@ class Heads(nn.Module):
 
 
 def test_case_3_shapes_follow_the_set_and_numbers_stay(toy: Toy, agree: Agree) -> None:
-    program = DEFAULT(toy(Heads()))
+    program = PLAIN(toy(Heads()))
     (divide,) = program.graph.find_nodes(op="call_function", target=aten.div.Tensor)
     assert divide.args[1].args[0].op == "placeholder"
     (expand,) = program.graph.find_nodes(op="call_function", target=aten.expand.default)
@@ -116,7 +117,7 @@ def test_case_3_shapes_follow_the_set_and_numbers_stay(toy: Toy, agree: Agree) -
 
 
 def test_case_3_a_captured_length_follows_the_set_too(toy: Toy, agree: Agree) -> None:
-    program = DEFAULT(toy(Heads(), dynamic=False))
+    program = PLAIN(toy(Heads(), dynamic=False))
     agree(Heads(), program, lengths=(6, 6, 6))
 
 
@@ -128,7 +129,7 @@ class First(nn.Module):
 
 
 def test_case_4_a_set_is_never_empty_and_pins_reach_back(toy: Toy, agree: Agree) -> None:
-    program = DEFAULT(toy(First(), **inputs()))
+    program = PLAIN(toy(First(), **inputs()))
     assert [site.pinned for site in program.sites] == [2, 2]
     agree(First(), program, more)
     nothing = torch.zeros(1, 7, dtype=torch.bool)
@@ -147,7 +148,7 @@ class Scored(nn.Module):
 
 def test_decisions_and_scores_stand_on_the_storage_the_site_sees(toy: Toy, agree: Agree) -> None:
     given = {"x": torch.randn(1, 6, 4), "keep": torch.ones(1, 6, dtype=torch.bool), "score": torch.randn(1, 6)}
-    program = DEFAULT(toy(Scored(), **given))
+    program = PLAIN(toy(Scored(), **given))
     keep = torch.tensor([[True, False, True, True, False, True]])
     trace = program.trace(**given | {"keep": keep})
     assert [k.shape[1] for k in trace.keep] == [6, 4]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
+from tpcompile.passes import Canonicalize, Mark, Pipeline, Place, pipeline
 from tpcompile.passes.cost import polynomial
 from tpcompile.program import Program
 
@@ -32,7 +32,7 @@ def test_flops_by_token_set(toy: Callable[..., Program]) -> None:
     captured = toy(Block())
     placed = Pipeline((Canonicalize(), Mark(), Place()))(captured)
     assert {names: c for c, names in polynomial(placed)} == EXPECTED
-    assert {names: c for c, names in polynomial(DEFAULT(captured))} == EXPECTED
+    assert {names: c for c, names in polynomial(pipeline(optimize=False)(captured))} == EXPECTED
 
 
 def test_flops_of_a_fixed_length(toy: Callable[..., Program]) -> None:
