@@ -30,7 +30,10 @@ def assumptions(program: Program, axes: AxesMap, facts: Facts) -> Iterator[str]:
                 yield f"{place.short} ({place.module}): the largest living value is above {max(finite):.0f}"
             elif finite:
                 limit = -max(finite) - UNDERFLOW
-                yield f"{place.short} ({place.module}): living logits spread less than {limit:.0f}: masked keys underflow to 0"
+                yield (
+                    f"{place.short} ({place.module}): masked keys lie {UNDERFLOW} below the largest logit of their row; "
+                    f"they do where living logits spread less than {limit:.0f} about 0"
+                )
 
 
 def bounds(program: Program, axes: AxesMap, facts: Facts) -> Iterator[Bound]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch import fx
 
 from tpcompile.errors import StageError, TpcompileError, UsageError, first_line
 from tpcompile.passes.verify import verify
@@ -44,10 +44,23 @@ class GraphPass:
 
 
 def share(program: Program) -> Program:
-    """Compute equal expressions once."""
-    draft = program.draft()
-    result = CSEPass()(draft)
-    return program.adopt(result.graph_module) if result is not None and result.modified else program
+    """Compute equal expressions once: equal ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0."""
+    draft, first, found = program.draft(), dict[Any, fx.Node](), False
+    for node in list(draft.graph.nodes):
+        if node.op != "call_function":
+            continue
+        earlier = first.setdefault((node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items())))), node)
+        if earlier is not node:
+            node.replace_all_uses_with(earlier)
+            draft.graph.erase_node(node)
+            found = True
+    return program.adopt(draft) if found else program
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    return value if isinstance(value, fx.Node) else (type(value), repr(value))
 
 
 STEP = re.compile(r"(\w+)(?:\{([^{}]*=[^{}]*)\})?")

@@ -78,7 +78,9 @@ class Canonicalize(GraphPass):
 def _rewrite(node: fx.Node, form: Form) -> None:
     """Put a form in the place of a call, or leave the call where it has none."""
     with node.graph.inserting_before(node):
-        made = form(Writer(node))
+        w = Writer(node)
+        made = form(w)
+        made = w.cast(made, w.out.dtype) if isinstance(made, fx.Node) else made
     if isinstance(made, fx.Node):
         node.replace_all_uses_with(made)
     elif made is not None:

@@ -11,6 +11,8 @@ from tpcompile.passes.rules import Held
 from tpcompile.passes.rules.ranges import SAME_AT_EQUALS, run
 from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value, elementwise
 
+EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
+"""Dtypes that hold every position as it is."""
 LIVE = -1
 """The class of tokens that no site drops."""
 
@@ -107,7 +109,8 @@ def paired(call: Described, facts: Sequence[Fact], tokens: Sequence[int], classe
     a, b = dims
     spots = [tuple(next(call.of(i, str(outs[d])), None) for d in dims) for i, _ in enumerate(facts)]
     places = [spot.index(f.place) for f, spot in zip(facts, spots, strict=True) if f.place is not None and f.place in spot]
-    if sorted(places) == [0, 1] and len(facts) == 2 and call.node.target in SAME_AT_EQUALS:
+    plain = len(call.node.args) == 2 and not call.node.kwargs
+    if sorted(places) == [0, 1] and len(facts) == 2 and call.node.target in SAME_AT_EQUALS and plain:
         same = Value.of(run(call.node, [0.0, 0.0]))
         apart = {aten.eq.Tensor: ZERO, aten.ne.Tensor: TRUE}.get(call.node.target, anywhere)
         return Pair((a, b), dict.fromkeys(classes, same), {(d, cls): apart for d in dims for cls in classes})
@@ -138,6 +141,8 @@ def placed(call: Described, facts: Sequence[Fact]) -> int | None:
     """Where positions stay positions: through views and casts."""
     assert call.factors is not None
     if len(facts) != 1 or facts[0].place is None or not (moves(call) or call.node.target is aten._to_copy.default):
+        return None
+    if call.node.meta["val"].dtype not in EXACT:
         return None
     factor = call.factors.ins[0][facts[0].place]
     bound = {*call.factors.rigid, *call.factors.reads}

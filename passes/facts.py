@@ -28,7 +28,21 @@ from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.fact import LIVE, Doubt, Fact, Pair, hidden, paired, placed
 from tpcompile.passes.masks import Masks, Said, compared, kept, said
 from tpcompile.passes.rules import Held
-from tpcompile.passes.values import SELECTS, TRUE, TRUTH, WITHIN_ONE, ZERO, Value, choose, elementwise, generic, hull_of, known
+from tpcompile.passes.values import (
+    SELECTS,
+    TRUE,
+    TRUTH,
+    WITHIN_ONE,
+    ZERO,
+    Value,
+    between,
+    choose,
+    elementwise,
+    generic,
+    hull_of,
+    known,
+    written,
+)
 
 aten = torch.ops.aten
 
@@ -118,8 +132,9 @@ class Facts:
             if against is None:
                 continue
             low = {cls for cls, value in values.items() if value.below(against(LIVE))}
-            others = [against(cls) for cls in (LIVE, *values) if cls not in low]
-            found |= {cls: values[cls] for cls in low if all(values[cls].below(other) for other in others)}
+            while above := {c for c in low if not all(values[c].below(against(o)) for o in (LIVE, *values) if o not in low)}:
+                low -= above
+            found |= {cls: values[cls] for cls in low}
         found |= {cls: value for cls, value in values.items() if value.below(first)}
         return dict(sorted(found.items()))
 
@@ -215,7 +230,8 @@ class Facts:
         assert call.factors is not None
         for i, fact in enumerate(facts):
             for doubt in fact.doubts:
-                factors = {f for d in doubt.rows if (f := call.factors.ins[i][d]) is not None}
+                ins = call.factors.ins[i]
+                factors = {f for d in doubt.rows if (f := ins[d]) is not None and ins.count(f) == 1}  # a diagonal has no rows
                 if not any(self._hidden(call, i, factor, doubt) for factor in factors & set(call.factors.folds)):
                     free = factors - set(call.factors.folds)
                     yield replace(doubt, rows=frozenset(d for d, f in enumerate(call.factors.outs[0]) if f in free))
@@ -312,14 +328,9 @@ def _positions(node: fx.Node) -> Fact:
     start = 0.0 if node.target is aten.arange.default else node.args[0]
     if not isinstance(start, (int, float)) or len(node.args) > 2:
         return Fact(rest=Value(NEG_INF, -NEG_INF))
-    count = node.meta["val"].shape[0]
-    most = count if isinstance(count, int) else int(count.node.shape_env.bound_sympy(count.node.expr).upper)
-    whole = not node.meta["val"].dtype.is_floating_point
-    return Fact(
-        {(0, 0): Value.of(float(start))},
-        Value(float(start), float(start) + max(most - 1, 0)),
-        place=0 if whole and start == 0 else None,
-    )
+    last = float(start) + max(between(node.meta["val"].shape[0]).hi - 1, 0.0)
+    place = 0 if start == 0 and node.meta["val"].dtype in (torch.int32, torch.int64) else None
+    return Fact({(0, 0): Value.of(float(start))}, Value(float(start), last), place=place)
 
 
 def _source(node: fx.Node) -> Fact:
@@ -336,4 +347,4 @@ def _source(node: fx.Node) -> Fact:
             number = 1.0
         case aten.arange.default | aten.arange.start_step:
             return _positions(node)
-    return Fact(rest=Value.of(float(number))) if isinstance(number, (int, float, bool)) else Fact()
+    return Fact(rest=written(node, number)) if isinstance(number, (int, float, bool)) else Fact()

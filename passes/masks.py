@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from tpcompile.axes import NEG_INF
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.rules import Held
-from tpcompile.passes.rules.ranges import NEVER_NEGATIVE, WITHIN_ONE, Value
+from tpcompile.passes.rules.ranges import NEVER_NEGATIVE, WITHIN_ONE, Value, exactly
 
 aten = torch.ops.aten
 Numbers = frozenset[float]
@@ -72,7 +72,8 @@ class Masks:
         elif node.target is aten.scalar_tensor.default:
             number = node.args[0]  # type: ignore[assignment]
         if isinstance(number, (bool, int, float)):
-            return frozenset((float(number),))
+            held = float(torch.tensor(float(number), dtype=torch.float64).to(node.meta["val"].dtype))
+            return NOTHING if math.isnan(held) or (math.isinf(number) and not math.isinf(held)) else frozenset((held,))
         call = self.axes.calls.get(node.name)
         return self._made(call) if call is not None and call.rule is not None else NOTHING
 
@@ -144,7 +145,7 @@ def _run(
             for number, (dtype, wide) in zip(combined, kinds, strict=True)
         )
         args, kwargs = (_filled(part, tensors) for part in arguments)
-        found.append((combined, float(op(*args, **dict(kwargs)))))
+        found.append((combined, exactly(op, [dtype for dtype, _ in kinds], combined, op(*args, **dict(kwargs)))))
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from torch import fx
 
 from tpcompile.axes import NEG_INF
 from tpcompile.passes.masks import BITS, Masks
+from tpcompile.passes.rules.base import size
 from tpcompile.passes.rules.forms import Writer
 
 aten = torch.ops.aten
@@ -33,12 +34,18 @@ def logic(graph: fx.Graph, masks: Masks) -> Iterator[fx.Node]:
             weights = _normalised(node) if node.target is aten.div.Tensor else None
             if weights is not None:
                 made = _masked(node, *weights, masks)
-        if made is not None:
+        if made is not None and _alike(made, node):
             node.replace_all_uses_with(made)
             if node.target is aten.div.Tensor:
                 yield made
             else:
                 masks.known[made.name] = BITS
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two tensors have one dtype and one shape."""
+    a, b = one.meta["val"], other.meta["val"]
+    return a.dtype is b.dtype and [*map(size, a.shape)] == [*map(size, b.shape)]
 
 
 def _either(node: fx.Node, masks: Masks) -> fx.Node | None:
@@ -82,13 +89,14 @@ def _normalised(node: fx.Node) -> tuple[fx.Node, int] | None:
         return None
     w = Writer(total)
     dims = w.dims(weights)
-    return (weights, dims[0]) if len(dims) == 1 and w["keepdim"] else None
+    plain = w.given.get("dtype") in (None, weights.meta["val"].dtype)
+    return (weights, dims[0]) if len(dims) == 1 and w["keepdim"] and plain else None
 
 
 def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node | None:
     """Cases 2 and 3."""
     for source, mask in _factors(weights):
-        logits = _logits(source, dim)
+        logits = _logits(source, dim - weights.meta["val"].dim())
         if logits is not None and masks(mask) and masks(mask) <= BITS:
             w = Writer(node)
             open_ = mask if mask.meta["val"].dtype is torch.bool else w(aten.ne.Scalar, mask, 0)
@@ -97,10 +105,14 @@ def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node 
 
 
 def _logits(node: fx.Node, dim: int) -> Any:
-    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels. None for anything else."""
+    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels. None for anything else.
+
+    The dim is counted from the right: a mask may have more dims than what it is multiplied with.
+    """
     given: Any = node.args
+    along = [node.meta["val"].dim() + dim]
     if node.target in _SOFTMAX:
-        return given[0] if Writer(node).dims(given[0]) == [dim] else None
+        return given[0] if Writer(node).dims(given[0]) == along else None
     if node.target is not aten.exp.default:
         return None
     logits = given[0]
@@ -108,5 +120,5 @@ def _logits(node: fx.Node, dim: int) -> Any:
         x, most = logits.args
         if isinstance(most, fx.Node) and most.target is aten.amax.default and most.args[0] is x:
             w = Writer(most)
-            logits = x if w.dims(logits) == [dim] and w["keepdim"] else logits
+            logits = x if w.dims(logits) == along and w["keepdim"] else logits
     return logits

@@ -11,8 +11,10 @@ import torch
 from torch import fx
 
 from tpcompile.passes.axesmap import describe
-from tpcompile.passes.rules import bind, tensor_nodes
+from tpcompile.passes.rules import Held, bind, tensor_nodes
+from tpcompile.passes.rules.base import size
 from tpcompile.passes.rules.forms import Writer
+from tpcompile.passes.rules.ranges import QUOTIENTS
 
 aten = torch.ops.aten
 
@@ -37,9 +39,15 @@ def joined(cat: fx.Node) -> fx.Node | None:
     if body is None:
         return None
     front = w(aten.lt.Scalar, w.positions(body, dim), length)
-    if isinstance(row, fx.Node):
-        return w(aten.where.self, front, row, body)
-    return w(aten.where.ScalarSelf, front, row, body)
+    if not isinstance(row, fx.Node):
+        row = w(aten.scalar_tensor.default, row, dtype=w.out.dtype)
+    made = w(aten.where.self, front, row, body)
+    return made if made.meta["val"].dtype is w.out.dtype and _alike(made, cat) else None
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two tensors have one shape."""
+    return [*map(size, one.meta["val"].shape)] == [*map(size, other.meta["val"].shape)]
 
 
 def _number(node: fx.Node) -> float | None:
@@ -94,6 +102,8 @@ class _Lift:
         call = describe(node, tuple(operands))
         if call is None or call.factors is None or call.rule is None or len(call.factors.outs) != 1:
             return None
+        if call.rule.held is Held.PICK or node.target in QUOTIENTS:
+            return None  # the prefix may hold what is no index, or a divisor of 0
         factor = call.factors.outs[0][dim]
         if factor is None or factor in {*call.factors.rigid, *call.factors.folds, *call.factors.reads}:
             return None

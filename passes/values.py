@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
@@ -62,8 +63,8 @@ from tpcompile.passes.rules.ranges import (
 )  # fmt: skip
 
 __all__ = [
-    "BROKEN", "LOW", "SELECTS", "TRUE", "TRUTH", "UNKNOWN", "WILD", "WITHIN_ONE", "ZERO", "Value", "choose", "elementwise", "generic",
-    "hull_of", "known",
+    "BROKEN", "LOW", "SELECTS", "TRUE", "TRUTH", "UNKNOWN", "WILD", "WITHIN_ONE", "ZERO", "Value", "between", "choose", "elementwise",
+    "generic", "hull_of", "known", "written",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -107,7 +108,7 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
     target, absorbs = call.node.target, call.rule.absorbs
     if target in LIKES:
         number = LIKES[target]
-        return _number(call.node, call_of(call.node).args.get("fill_value") if number is None else number)
+        return written(call.node, call_of(call.node).args.get("fill_value") if number is None else number)
     if absorbs == 1.0 and call.node.meta["val"].dtype is not torch.bool:
         absorbs = None  # 1 | 2 is 3
     if absorbs is not None and Value.of(absorbs) in values and all(v.finite for v in values):
@@ -121,7 +122,7 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
         return choose(values[0], *_branches(call, values))
     if target in FILLS:
         fill = call.node.args[2]
-        return choose(values[1], values[2] if isinstance(fill, fx.Node) else _number(call.node, fill), values[0])
+        return choose(values[1], values[2] if isinstance(fill, fx.Node) else written(call.node, fill), values[0])
     if any(v.wild for v in values):
         return generic(call.node, values)
     if not any(v.about for v in values) and (bounds := _apart(call, values) or _between(call, values)) is not None:
@@ -253,7 +254,7 @@ def _in_domain(call: Described, values: Sequence[Value]) -> bool:
     return target is not aten.tan.default
 
 
-def _number(node: fx.Node, number: Any) -> Value:
+def written(node: fx.Node, number: Any) -> Value:
     """A number as the result's dtype holds it."""
     if not isinstance(number, (int, float)):
         return BROKEN
@@ -263,19 +264,30 @@ def _number(node: fx.Node, number: Any) -> Value:
 
 
 def _other(call: Described, values: Sequence[Value]) -> Value:
-    """The second operand, which may be a number, or the size of a tensor: at least 1."""
+    """The second operand, which may be a number, or made of sizes."""
     if len(values) > 1:
         return values[1]
     given = call.node.args[1]
     if isinstance(given, fx.Node):
-        return Value(1.0, -NEG_INF)
+        return between(given.meta["val"])
     return Value.of(float(given)) if isinstance(given, (int, float)) else BROKEN
+
+
+def between(number: Any) -> Value:
+    """The range of a whole number made of sizes."""
+    if isinstance(number, int):
+        return Value.of(float(number))
+    if not isinstance(number, torch.SymInt):
+        return BROKEN
+    ends = number.node.shape_env.bound_sympy(number.node.expr)
+    lo, hi = (float(e) if isinstance(e, sympy.Integer) else None for e in (ends.lower, ends.upper))
+    return Value(NEG_INF if lo is None else lo, -NEG_INF if hi is None else hi)
 
 
 def _branches(call: Described, values: Sequence[Value]) -> tuple[Value, Value]:
     """The values of the two branches of a ``where``; each is a tensor or a number."""
     tensors = iter(values[1:])
-    first, second = (next(tensors) if isinstance(a, fx.Node) else _number(call.node, a) for a in call.node.args[1:3])
+    first, second = (next(tensors) if isinstance(a, fx.Node) else written(call.node, a) for a in call.node.args[1:3])
     return first, second
 
 

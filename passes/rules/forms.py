@@ -171,12 +171,14 @@ _SPREADS = (aten.var, aten.std, aten.var_mean, aten.std_mean)
 
 
 @form(*(getattr(packet, name) for packet in _SPREADS for name in ("default", "dim", "correction")))
-def _spread(w: Writer) -> fx.Node | list[fx.Node]:
+def _spread(w: Writer) -> fx.Node | list[fx.Node] | None:
     """The variance is a mean of squares."""
     x, dims, kind = w["self"], w.dims(w["self"]), w.node.target.overloadpacket  # type: ignore[union-attr]
     correction = w.given.get("correction", int(bool(w.given.get("unbiased", True))))
     correction = 1 if correction is None else correction
     count = _count(w, x, dims)
+    if correction > 1 and (isinstance(count, fx.Node) or count < correction):
+        return None  # torch divides by 0, not by less
     keeps = bool(w.given.get("keepdim"))
     mean = w(aten.div.Tensor, w(aten.sum.dim_IntList, x, dims, True), count)
     away = w(aten.sub.Tensor, x, mean)
@@ -344,8 +346,16 @@ def _added(w: Writer) -> fx.Node:
 
 @form(aten.lerp.Scalar, aten.lerp.Tensor)
 def _lerp(w: Writer) -> fx.Node:
-    step = w(aten.mul.Tensor, w(aten.sub.Tensor, w["end"], w["self"]), w["weight"])
-    return w(aten.add.Tensor, w["self"], step)
+    """From the nearer end, as torch has it: exact at both."""
+    start, end, weight = w["self"], w["end"], w["weight"]
+    way = w(aten.sub.Tensor, end, start)
+    if not isinstance(weight, fx.Node):
+        near = abs(weight) < 0.5
+        step = w(aten.mul.Tensor, way, weight if near else 1 - weight)
+        return w(aten.add.Tensor, start, step) if near else w(aten.sub.Tensor, end, step)
+    ahead = w(aten.add.Tensor, start, w(aten.mul.Tensor, way, weight))
+    back = w(aten.sub.Tensor, end, w(aten.mul.Tensor, way, w(aten.rsub.Scalar, weight, 1)))
+    return w(aten.where.self, w(aten.lt.Scalar, w(aten.abs.default, weight), 0.5), ahead, back)
 
 
 def _times(w: Writer, x: fx.Node, number: Arg) -> fx.Node:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from tpcompile.axes import NEG_INF
-from tpcompile.passes.rules.base import call_of
+from tpcompile.passes.rules.base import call_of, tensor_nodes
 
 LOW = -1000.0
 """How far below the living a finite mask must lie; the bound this puts on the logits' spread is a recorded assumption."""
@@ -196,8 +197,26 @@ def shifted(node: fx.Node) -> bool:
     )
 
 
+SIGNED = (
+    *DIVS, aten.div.Tensor_mode, aten.div.Scalar_mode, aten.reciprocal.default, aten.rsqrt.default, aten.atan2.default,
+    aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar, aten.floor_divide.default, aten.remainder.Tensor,
+    aten.remainder.Scalar, aten.fmod.Tensor, aten.fmod.Scalar, aten.copysign.Tensor, aten.copysign.Scalar,
+)  # fmt: skip
+"""Ops that tell 0.0 from -0.0, which are one number here."""
+WIDEST = 2.0**53
+"""Whole numbers up to here are floats."""
+
+
+def exactly(op: OpOverload, dtypes: Sequence[torch.dtype], numbers: Sequence[float], result: torch.Tensor) -> float:
+    """What an op made of known numbers; NaN where the sign of a zero decides, or a whole number is too large to be kept as it is."""
+    number = float(result)
+    signed = op in SIGNED and 0.0 in numbers and (math.isinf(number) or op is aten.atan2.default)
+    wide = [n for n, dtype in zip(numbers, dtypes, strict=True) if not dtype.is_floating_point and abs(n) > WIDEST]
+    return math.nan if signed or wide or (not result.is_floating_point() and abs(number) > WIDEST) else number
+
+
 def run(node: fx.Node, numbers: Sequence[float]) -> float:
-    """The op itself on numbers, in the operands' own dtypes; NaN where a size enters, which is no constant."""
+    """The op itself on numbers, in the operands' own dtypes; NaN where that is not known (see ``exactly``), or a size enters."""
     given = iter(numbers)
 
     def fill(value: Any) -> Any:
@@ -212,4 +231,6 @@ def run(node: fx.Node, numbers: Sequence[float]) -> float:
     kwargs = {k: fill(v) for k, v in node.kwargs.items()}
     if any(isinstance(a, fx.Node) for a in [*args, *kwargs.values()]):
         return math.nan
-    return float(node.target(*args, **kwargs))  # type: ignore[operator]
+    assert isinstance(node.target, OpOverload)
+    dtypes = [n.meta["val"].dtype for n in tensor_nodes(node)]
+    return exactly(node.target, dtypes, numbers, node.target(*args, **kwargs))

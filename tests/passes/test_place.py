@@ -442,7 +442,7 @@ def test_what_the_proof_takes_for_granted_is_recorded(toy: Toy, agree: Agree) ->
     line = place_of("y = (logits.softmax(-1) @ x) * keep.unsqueeze(-1)")
     assert PLACE(toy(Attention())).assumptions == (
         finite,
-        f"{line} (): living logits spread less than 9896: masked keys underflow to 0",
+        f"{line} (): masked keys lie 104 below the largest logit of their row; they do where living logits spread less than 9896 about 0",
     )
     program = DEFAULT(toy(AttendFirst()))
     assert program.assumptions == (finite,)
