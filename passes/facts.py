@@ -28,6 +28,7 @@ from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.fact import LIVE, Doubt, Fact, Pair, hidden, paired, placed
 from tpcompile.passes.masks import Masks, Said, compared, kept, said
 from tpcompile.passes.rules import Held
+from tpcompile.passes.rules.ranges import WHERES
 from tpcompile.passes.values import (
     SELECTS,
     TRUE,
@@ -94,7 +95,8 @@ class Facts:
             for cls, one in told.get(node.name, ()):
                 fact = self._decided(fact, cls, one)
             for cls, dim, value in bounded.get(node.name, ()):
-                fact = replace(fact, held={**fact.held, (dim, cls): value}) if not fact.at(dim, cls).exact else fact
+                old = fact.at(dim, cls)  # a score that may be NaN fails every comparison, and is bounded by none
+                fact = replace(fact, held={**fact.held, (dim, cls): value}) if old.finite and not old.exact else fact
             self.known[node.name] = fact
 
     def __getitem__(self, node: fx.Node) -> Fact:
@@ -167,7 +169,7 @@ class Facts:
             return self._restored(*(self.known[n.name] for n in call.operands))
         if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
             return self._opaque(node)
-        fact = _settle(call, self._derive(call))
+        fact = self._settle(call, self._derive(call))
         if self.axes.mixes(call):
             return Fact(rest=fact.rest, doubts=frozenset(replace(doubt, rows=frozenset()) for doubt in fact.doubts))
         return fact
@@ -244,8 +246,46 @@ class Facts:
             return False
         if call.factors.folds[factor] == NEG_INF:
             return set(classes) <= set(self.masked(call, factor))
-        others = [(self[n], d) for i, n in enumerate(call.operands) if i != index for d in call.of(i, factor)]
-        return call.factors.product and any(all(f.at(d, cls) == ZERO for cls in classes) for f, d in others)
+        free = {f for f in call.factors.outs[0] if f is not None} - set(call.factors.folds)
+        for i, operand in enumerate(call.operands):
+            fact, ins = self[operand], call.factors.ins[i]
+            lasting = all(
+                {ins[d] for d in other.rows} & free for other in fact.doubts
+            )  # where its zeros are doubted, the result is
+            for dim in call.of(i, factor) if i != index and lasting else ():
+                if call.factors.product and all(fact.at(dim, cls) == ZERO for cls in classes):
+                    return True
+        return False
+
+    def _settle(self, call: Described, fact: Fact) -> Fact:
+        """A doubt is settled where, whatever its rows hold, the result is known at their dropped positions."""
+        left = frozenset(doubt for doubt in fact.doubts if not any(self._known_along(call, doubt, d) for d in doubt.rows))
+        return replace(fact, doubts=left) if left != fact.doubts else fact
+
+    def _known_along(self, call: Described, doubt: Doubt, dim: int) -> bool:
+        """Whether an operand without doubts decides the result at a doubt's classes: a zero in a product, or the choice of a side."""
+        assert call.factors is not None
+        assert call.rule is not None
+        factor, classes = call.factors.outs[0][dim], range(1, doubt.level + 1)
+
+        def held(index: int) -> list[Value]:
+            fact = self[call.operands[index]]
+            return [] if fact.doubts else [fact.at(next(call.of(index, str(factor)), None), cls) for cls in classes]
+
+        if call.node.target in SELECTS:
+            chosen = held(0 if call.node.target in WHERES else 1)
+            sides = {bool(value.lo) for value in chosen}
+            return bool(chosen) and all(v.exact for v in chosen) and all(self._plain_side(call.node, side) for side in sides)
+        absorbs = call.rule.absorbs if call.rule.held is Held.MAP else 0.0 if call.factors.product else None
+        if absorbs is None or doubt.hard:
+            return False
+        number = Value.of(absorbs)
+        return any(found and all(v == number for v in found) for found in map(held, range(len(call.operands))))
+
+    def _plain_side(self, node: fx.Node, side: bool) -> bool:
+        """Whether one side of a selection has no doubts: a number, or a tensor that has none."""
+        given = node.args[1 if side else 2] if node.target in WHERES else node.args[2 if side else 0]
+        return not isinstance(given, fx.Node) or not self[given].doubts
 
     def _paired(self, call: Described, facts: list[Fact]) -> Pair | None:
         if not any(f.pair is not None or f.place is not None for f in facts):
@@ -309,18 +349,6 @@ class Facts:
         if own is not None and all(own(cls).finite and all(v.below(own(cls)) for v in values) for cls in self.classes):
             return True
         return self.first_kept(max(masked)) and all(value.below(fact.at(dim, 0)) for value in values)
-
-
-def _settle(call: Described, fact: Fact) -> Fact:
-    """A doubt is settled where the dropped positions of its rows all hold a known value."""
-    selects = call.node.target in SELECTS
-
-    def known_along(dim: int, doubt: Doubt) -> bool:
-        values = [fact.held.get((dim, cls)) for cls in range(1, doubt.level + 1)]
-        return all(v is not None and v.exact and (v.finite or selects) for v in values)
-
-    left = [d for d in fact.doubts if (d.hard and not selects) or not any(known_along(dim, d) for dim in d.rows)]
-    return replace(fact, doubts=frozenset(left)) if len(left) < len(fact.doubts) else fact
 
 
 def _positions(node: fx.Node) -> Fact:

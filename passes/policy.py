@@ -105,9 +105,10 @@ def _masked(node: fx.Node, weights: fx.Node, dim: int, masks: Masks) -> fx.Node 
 
 
 def _logits(node: fx.Node, dim: int) -> Any:
-    """What exponentials, or a softmax along a dim, were taken of; a row's largest element cancels. None for anything else.
+    """What a softmax along a dim was taken of, or exponentials after a row's largest element was taken away. None for anything else.
 
-    The dim is counted from the right: a mask may have more dims than what it is multiplied with.
+    Without that the exponentials may overflow, where a softmax does not. The dim is counted from the right: a mask may have more dims than
+    what it is multiplied with.
     """
     given: Any = node.args
     along = [node.meta["val"].dim() + dim]
@@ -115,10 +116,10 @@ def _logits(node: fx.Node, dim: int) -> Any:
         return given[0] if Writer(node).dims(given[0]) == along else None
     if node.target is not aten.exp.default:
         return None
-    logits = given[0]
+    logits, found = given[0], None
     if logits.target is aten.sub.Tensor and len(logits.args) == 2 and not logits.kwargs:
         x, most = logits.args
         if isinstance(most, fx.Node) and most.target is aten.amax.default and most.args[0] is x:
             w = Writer(most)
-            logits = x if w.dims(logits) == along and w["keepdim"] else logits
-    return logits
+            found = x if w.dims(logits) == along and w["keepdim"] else None
+    return found
