@@ -7,7 +7,7 @@ from torch import fx
 
 from tpcompile.errors import StageError
 from tpcompile.ops import COMPACT, PRUNE
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program, Stage, where_of
 from tpcompile.text import line
 
 Check = Callable[[Program], Iterator[tuple[fx.Node | None, str]]]
@@ -75,6 +75,7 @@ def verify(program: Program) -> None:
         for node, what in check(program):
             raise StageError(
                 f"verifier of stage {program.stage.name.lower()}: {what}",
+                where=where_of(node) if node is not None else None,
                 node=line(node) if node is not None else "",
                 fix="this is a bug: rerun with --dump-ir DIR and report the dump",
             )

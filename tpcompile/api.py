@@ -300,7 +300,7 @@ def _choose(name: str, value: str, known: Sequence[str]) -> None:
 def _demand(runtime: Backend) -> None:
     found = runtime.probe()
     if not found.ok:
-        raise BackendUnavailable(f"{runtime.name}: {found.reason}", fix=found.fix)
+        raise BackendUnavailable(found.reason, fix=found.fix)
 
 
 class _Steps:

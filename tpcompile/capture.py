@@ -166,11 +166,26 @@ def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> d
         raise CaptureError(
             f"dynamic dims name inputs that were not given: {', '.join(sorted(unknown))}", fix=f"inputs are {', '.join(inputs)}"
         )
-    names = {name for dims in dynamic.values() for name in dims.values()}
+    names = _named_sizes(inputs, dynamic)
     first = {dims[0] for dims in dynamic.values() if 0 in dims}
     bounds = {name: ranges.get(name, (1 if name in first else 2, LONGEST)) for name in names}
     known = {name: Dim.DYNAMIC(min=low, max=high) for name, (low, high) in bounds.items()}
     return {name: {d: known[n] for d, n in dynamic.get(name, {}).items()} for name in inputs}
+
+
+def _named_sizes(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, int]:
+    """Dim name -> its size in the example, which must be the same wherever the name stands."""
+    sizes: dict[str, int] = {}
+    for name, dim, symbol in ((name, dim, symbol) for name, dims in dynamic.items() for dim, symbol in dims.items()):
+        shape = list(inputs[name].shape)
+        if not -len(shape) <= dim < len(shape):
+            raise CaptureError(f"{name} has no dim {dim} to call {symbol}", fix=f"its shape is {shape}: count dims from 0")
+        if sizes.setdefault(symbol, shape[dim]) != shape[dim]:
+            raise CaptureError(
+                f"dim {symbol} is {sizes[symbol]} in the inputs before {name}, and {shape[dim]} there",
+                fix="give the dims of one name one size, or name them apart",
+            )
+    return sizes
 
 
 @contextmanager

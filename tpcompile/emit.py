@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,14 @@ from torch import fx
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
 from tpcompile.onnxops import translations
-from tpcompile.program import Bound, Program, Stage
+from tpcompile.program import Bound, Program, Stage, where_of
 from tpcompile.spec import TensorSpec
+from tpcompile.text import line
 
 aten = torch.ops.aten
 OPSET = 20
+NODE = re.compile(r"translating node %(\w+)")
+"""How torch.onnx names what it could not translate."""
 INLINE_LIMIT = 1_500_000_000
 """Weights beyond this many bytes go to ``model.onnx.data``: protobuf ends at 2 GB."""
 
@@ -75,9 +79,7 @@ def emit(program: Program) -> OnnxModel:
                 verbose=False,
             )
     except Exception as error:
-        raise EmitError(
-            f"torch.onnx could not translate the program: {first_line(error)}", fix="the cause names the op"
-        ) from error
+        raise _refusal(tapped, error) from error
     assert exported is not None
     model = exported.model
     _name_dims(model, program)
@@ -87,6 +89,20 @@ def emit(program: Program) -> OnnxModel:
     _check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
+
+
+def _refusal(program: Program, error: Exception) -> EmitError:
+    """What torch.onnx said first, of the node that it said it of."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    named = {match[1] for link in chain if (match := NODE.search(str(link)))}
+    node = next((node for node in program.graph.nodes if node.name in named), None)
+    return EmitError(
+        f"torch.onnx could not translate the program: {first_line(chain[-1])}",
+        where=where_of(node) if node is not None else None, node=line(node) if node is not None else "", during="emit",
+        fix="write that line with torch's own ops, or keep the op out of the model; -v shows torch.onnx's own error",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ class EnvironmentFault(TpcompileError):
     """The machine cannot do it.
 
     Cause: a package is missing or too old, the disk is full, a folder cannot be written.
-    Example: ``tpcompile export openvino`` where openvino is not installed.
+    Example: a bundle whose ``schema_version`` is that of a newer tpcompile.
     Fix: the message names the package with its install line, or the space needed; see ``tpcompile doctor``.
     """
 
@@ -147,7 +147,7 @@ class BackendUnavailable(EnvironmentFault):
     """A backend's runtime cannot be used here.
 
     Cause: its Python package is missing, or its own probe failed.
-    Example: ``tpcompile.load("out")`` of an OpenVINO bundle without openvino.
+    Example: ``tpcompile export openvino -m model -o out`` where openvino is not installed.
     Fix: install the extra the message names, such as ``pip install 'tpcompile[openvino]'``.
     """
 
@@ -156,7 +156,7 @@ class ModelError(TpcompileError):
     """The model's files cannot be used.
 
     Cause: a truncated or corrupt file, NaN or infinite weights, an architecture no family names, a pickle.
-    Example: ``tpcompile export onnx -m broken-dir --method ltp -o out``.
+    Example: ``tpcompile export onnx -m model --method ltp -o out`` where the model's weights hold NaN.
     Fix: download or save the model again (safetensors); `docs/add-a-method.md` says how to name a new family's parts.
     """
 
@@ -166,9 +166,10 @@ class ModelError(TpcompileError):
 class CaptureError(TpcompileError):
     """``torch.export`` could not trace the model.
 
-    Cause: Python control flow on tensor values, an example input that does not fit, an op without a fake kernel.
+    Cause: Python control flow on tensor values, a dynamic size used as a constant, an example input that does not fit, an op without
+    a fake kernel.
     Example: ``if scores.mean() > 0.5:`` in a forward.
-    Fix: write the branch with ``torch.where``, or pass a model that exports; torch's own message is the cause below.
+    Fix: write the branch with ``torch.where``, sizes with ``x.shape``; ``-v`` shows torch's own error below ours.
     """
 
     exit_code = 4
@@ -209,7 +210,7 @@ class RigidAxis(AxisError):
     """An op reads a position or a count on a pruned token axis, and the position cannot be pinned.
 
     Cause: ``x[:, -1]``, ``cumsum``, a convolution or a LayerNorm over tokens after a prune site; a token-level output.
-    Example: ``pos = keep.cumsum(1)`` behind a site.
+    Example: ``x.cumsum(1)`` of hidden states behind a site.
     Fix: read position 0 (it can be pinned), compute before the first site, or pool with the keep mask.
     """
 
@@ -236,7 +237,7 @@ class TokenMismatch(AxisError):
     """Two unrelated token axes meet in one op.
 
     Cause: tensors over two different sequences are combined along the same axis, or two sites prune the same tokens apart.
-    Example: ``memory + x`` with different prune sites on each.
+    Example: ``ops.prune(words, seen)`` beside ``ops.prune(patches, lit)`` in one model.
     Fix: give both the same sequence, or prune only one of them.
     """
 
@@ -263,8 +264,8 @@ class EmitError(TpcompileError):
     """The compact program could not be written as ONNX.
 
     Cause: an op that torch.onnx cannot translate, or a graph that fails the ONNX checker.
-    Example: a custom op without an ONNX translation.
-    Fix: the cause below names the op; rewrite it with standard ops.
+    Example: a ``torch.library.custom_op`` of the model's own, which ONNX has no word for.
+    Fix: write that line with torch's own ops, or keep the op out of the model.
     """
 
 
@@ -272,7 +273,7 @@ class ParityError(TpcompileError):
     """The engine and the masked reference differ by more than the law allows.
 
     Cause: reduced precision, a runtime's fast math, or a miscompilation.
-    Example: ``tpcompile validate out --atol 1e-7``.
+    Example: ``tpcompile verify out`` with another runtime than it was exported with; ``tpcompile validate out --atol 1e-7``.
     Fix: look at the worst sample in reports/validate.json; in float32 please report it with the bundle.
     """
 
@@ -283,7 +284,7 @@ class AccuracyError(TpcompileError):
     """The pruned model is further from the dense one than allowed.
 
     Cause: thresholds that drop too much for this data.
-    Example: ``tpcompile validate out --max-drop 0.5pp``.
+    Example: ``tpcompile validate out --min-agreement 1``.
     Fix: lower the thresholds, or learn them on the task.
     """
 
@@ -294,8 +295,8 @@ class BuildFailed(TpcompileError):
     """A backend refused the graph.
 
     Cause: an op or a shape the runtime's compiler does not take.
-    Example: a data-dependent shape on a static-only target.
-    Fix: the log tail below is the runtime's own; try another lowering or target.
+    Example: a ``model.onnx`` that was cut short while it was copied.
+    Fix: the message ends with the runtime's own; export again, or try another target.
     """
 
     exit_code = 7
@@ -305,7 +306,7 @@ class TargetMissed(TpcompileError):
     """A latency target was measured and missed.
 
     Cause: ``--slo`` or ``--min-speedup`` asks for more than this machine gave.
-    Example: ``tpcompile bench out --min-speedup 2``.
+    Example: ``tpcompile bench out --slo p50<=1us``.
     Fix: see the table: cold or warm, which lengths; prune more, or relax the target.
     """
 
@@ -327,7 +328,7 @@ class Inconclusive(TpcompileError):
     """The measurement cannot support a verdict.
 
     Cause: too few samples, or too much noise on the machine.
-    Example: ``tpcompile bench out --min-speedup 1.3 --confidence 0.99`` on three samples.
+    Example: ``tpcompile bench out --min-speedup 1.3 --samples 1``.
     Fix: more data, a quieter machine, or a lower confidence.
     """
 

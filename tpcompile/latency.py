@@ -271,6 +271,8 @@ def _judge(
     if min_speedup is not None:
         ratio = phase.speedup.widened(noise["ratio"])
         text = f"{name} speed-up {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), asked for {min_speedup:g}"
+        if not np.isfinite(ratio.high):
+            text += f"; too few samples to bound it: {phase.pruned.count}"
         found.append((_side(ratio.low >= min_speedup, ratio.high < min_speedup), text))
     if slo is not None:
         slack = 1 + noise["pruned"]

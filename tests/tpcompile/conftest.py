@@ -1,7 +1,11 @@
-"""A tiny image engine: a masked vision transformer of 8 x 8 grey pixels with random weights, exported with its preprocessing."""
+"""What these tests share: the root logger as it was, and a tiny image engine.
 
+That is a masked vision transformer of 8 x 8 grey pixels with random weights, exported with its preprocessing.
+"""
+
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,16 @@ from tpcompile.manifest import PatchesInfo
 from tpcompile.spec import Patches
 
 GRID = Patches(1, 4, 4)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """A verb sets up logging for its process; here it must not outlive the test."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
 
 
 def tiny_vit() -> "object":

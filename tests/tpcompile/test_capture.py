@@ -217,8 +217,14 @@ def test_unknown_dynamic_inputs_are_refused() -> None:
 
 
 def test_dims_of_one_name_share_a_size() -> None:
-    with pytest.raises(CaptureError):
+    with pytest.raises(CaptureError) as caught:
         capture(Add().eval(), {"a": torch.randn(1, 6), "b": torch.randn(1, 1)}, BOTH)
+    assert str(caught.value) == (
+        "dim n is 6 in the inputs before b, and 1 there\n  fix     give the dims of one name one size, or name them apart"
+    )
+    with pytest.raises(CaptureError) as caught:
+        capture(Add().eval(), pair(), {"a": {2: "n"}})
+    assert str(caught.value) == "a has no dim 2 to call n\n  fix     its shape is [1, 6]: count dims from 0"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """The command line: exit codes, texts and documents, with real exports of a tiny model."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,6 @@ THRESHOLDS = "[0.0, 0.04, 0.06]"
 """For the tiny BERT's three layers: a text of some 20 tokens loses a part at the second and third."""
 
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "transformers", "numpy", "scipy", "pydantic", "rich", "yaml"}
-
-
-@pytest.fixture(autouse=True)
-def _root_logger() -> Iterator[None]:
-    """A verb sets up logging for its process; here it must not outlive the test."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def call(*arguments: str | Path) -> Result:

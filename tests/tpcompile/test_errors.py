@@ -1,9 +1,13 @@
 import inspect
+import json
 import re
+from collections.abc import Mapping
 
 import pytest
+from click.testing import CliRunner
 
 from tpcompile import errors
+from tpcompile.cli import main
 from tpcompile.errors import RigidAxis, TpcompileError, Where
 
 CODES = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}
@@ -66,3 +70,20 @@ def test_a_formatted_error_reads_from_what_to_next_step() -> None:
 def test_unknown_parts_leave_no_lines() -> None:
     assert str(TpcompileError("impossible")) == "impossible"
     assert str(TpcompileError("no", where=Where(module="blocks.3"))) == "no\n  at      module blocks.3"
+
+
+@pytest.mark.parametrize("found", CLASSES, ids=lambda found: found.__name__)
+def test_explain_tells_of_a_class(found: type[TpcompileError]) -> None:
+    page = CliRunner().invoke(main, ["explain", found.__name__])
+    assert page.exit_code == 0, page.output
+    doc = inspect.cleandoc(found.__doc__ or "")
+    sections = {
+        name.lower(): " ".join(text.split()) for name, text in re.findall(r"^(\w+): (.*?)(?=^\w+: |\Z)", doc, re.M | re.S)
+    }
+    summary = doc.partition("\n")[0]
+    rows = [f"{found.__name__}: {summary}", *(f"  {name:<8} {text}" for name, text in sections.items())]
+    assert page.stdout.splitlines() == [*rows, f"  exit     {found.exit_code}"]
+    assert list(sections) == ["cause", "example", "fix"]
+    document: Mapping[str, object] = json.loads(CliRunner().invoke(main, ["explain", found.__name__, "--json"]).stdout)
+    head = {"schema_version": 1, "verb": "explain", "name": found.__name__, "exit_code": found.exit_code, "summary": summary}
+    assert document == head | sections
