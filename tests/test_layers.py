@@ -11,10 +11,10 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
     ("errors",),
-    ("axes", "spec", "compat", "flops", "frozen", "images", "recipe", "stats"),
-    ("ops", "manifest", "patchview", "samples"),
+    ("axes", "spec", "compat", "flops", "frozen", "images", "recipe", "stats", "traces"),
+    ("ops", "manifest", "patchview", "samples", "graphview"),
     ("program", "models", "pictures"),
-    ("text", "data", "capture", "onnxops", "passes.rules"),
+    ("text", "data", "capture", "onnxops", "onnxnames", "fxview", "passes.rules"),
     ("passes.axesmap", "emit"),
     ("passes.values", "passes.masks"),
     ("passes.facts", "passes.verify", "passes.cost"),

@@ -20,6 +20,7 @@ from torch import fx
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
+from tpcompile.onnxnames import name_values
 from tpcompile.onnxops import translations
 from tpcompile.program import Bound, Program, Stage
 from tpcompile.spec import TensorSpec
@@ -79,10 +80,12 @@ def emit(program: Program) -> OnnxModel:
             f"torch.onnx could not translate the program: {first_line(error)}", fix="the cause names the op"
         ) from error
     assert exported is not None
+    assert exported.exported_program is not None
     model = exported.model
     _name_dims(model, program)
     _fix_reshapes(model)
     outputs = _demote(model, len(program.output_names))
+    name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
     _check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)

@@ -6,7 +6,6 @@ and hand it back (``program.adopt(draft, ...)``); weights are shared between all
 
 import copy
 import enum
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
 from tpcompile.spec import TensorSpec
+from tpcompile.traces import user_frame
 
 
 class Stage(enum.IntEnum):
@@ -292,28 +292,4 @@ def where_of(node: fx.Node) -> Where:
     module = ""
     for path, _ in modules.values():
         module = path.removeprefix("captured").removeprefix(".") or module  # the name under which capture holds the model
-    frames = _frames(node.meta.get("stack_trace") or "")
-    user = [frame for frame in frames if not _is_library(frame[0])] or frames
-    if not user:
-        return Where(module=module)
-    file, line, function, source = user[-1]
-    return Where(file=file, line=line, source=source, module=module, function=function)
-
-
-def _frames(trace: str) -> list[tuple[str, int, str, str]]:
-    """(file, line, function, source) of each frame in a stack trace's text."""
-    frames = []
-    lines = trace.splitlines()
-    for i, text in enumerate(lines):
-        head = text.strip()
-        if not head.startswith('File "'):
-            continue
-        file, _, rest = head[6:].partition('", line ')
-        number, _, function = rest.partition(", in ")
-        source = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith('File "') else ""
-        frames.append((file, int(number), function, source))
-    return frames
-
-
-def _is_library(file: str) -> bool:
-    return f"{os.sep}torch{os.sep}" in file
+    return user_frame(node.meta.get("stack_trace") or "", module)
