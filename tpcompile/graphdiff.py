@@ -125,12 +125,12 @@ def compare_graphs(file: str, a: Graph, b: Graph) -> GraphDiff:
 def compare_weights(a: Graph, b: Graph) -> tuple[tuple[WeightChange, ...], int]:
     """The weights that differ, sorted by name, and the number of equal ones; each is read once, and none is kept."""
     ours, theirs = ({weight.name: weight for weight in graph.weights.values()} for graph in (a, b))
-    found = [_weight(name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})]
+    found = [compare_weight(name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})]
     changed = tuple(change for change in found if change is not None)
     return changed, len(found) - len(changed)
 
 
-def _weight(name: str, a: Weight | None, b: Weight | None) -> WeightChange | None:
+def compare_weight(name: str, a: Weight | None, b: Weight | None) -> WeightChange | None:
     """How one weight differs; None where it is equal."""
     before, after = ("" if one is None else f"{one.dtype}{list(one.shape)}" for one in (a, b))
     if a is None or b is None or before != after:

@@ -6,7 +6,7 @@ and hand it back (``program.adopt(draft, ...)``); weights are shared between all
 
 import copy
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -140,20 +140,30 @@ class Program:
         Raises:
             TypeError: an input is missing or unknown.
         """
-        names = [spec.name for spec in self.inputs]
-        if set(inputs) != set(names):
-            raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
-        watched = [n for site in self.sites for n in (site.keep, site.score, site.index) if n]
-        runner = _Runner(self.exported.graph_module, frozenset(watched))
-        with torch.no_grad():
-            values = runner.run(*self._flat([inputs[name] for name in names]))
-        outputs = dict(zip(self.output_names, values, strict=True))
-        seen = runner.seen
+        values, seen = self._run(inputs, [n for site in self.sites for n in (site.keep, site.score, site.index) if n])
 
         def pick(attribute: str) -> tuple[Any, ...]:
             return tuple(seen.get(getattr(site, attribute)) for site in self.sites)
 
-        return Trace(outputs, pick("keep"), pick("score"), pick("index"))
+        return Trace(values, pick("keep"), pick("score"), pick("index"))
+
+    def values(self, nodes: Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
+        """Run in eager torch and return the values of these nodes, by name.
+
+        Raises:
+            TypeError: an input is missing or unknown.
+        """
+        return self._run(inputs, nodes)[1]
+
+    def _run(self, inputs: Mapping[str, Tensor], watched: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The outputs by name, and the values of some nodes."""
+        names = [spec.name for spec in self.inputs]
+        if set(inputs) != set(names):
+            raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
+        runner = _Runner(self.exported.graph_module, frozenset(watched))
+        with torch.no_grad():
+            values = runner.run(*self._flat([inputs[name] for name in names]))
+        return dict(zip(self.output_names, values, strict=True)), runner.seen
 
     def _flat(self, user: list[Tensor]) -> list[Any]:
         given = iter(user)

@@ -5,7 +5,7 @@ One file per group of verbs. Nothing heavy is imported before a verb runs, so th
 
 import click
 
-from tpcompile.cli.compare import diff
+from tpcompile.cli.compare import bisect, diff
 from tpcompile.cli.demo import demo
 from tpcompile.cli.export import export
 from tpcompile.cli.gates import bench, report, validate, verify
@@ -29,5 +29,5 @@ def main() -> None:
     """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
 
 
-for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, passes, explain, doctor):
+for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, explain, doctor):
     main.add_command(_verb)

@@ -62,7 +62,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
 
     The bundle is written whole or not at all, with the dense baseline, the masked reference and test vectors inside.
     """
-    method, parameters = _method(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
     with settings.work() as progress:
         from tpcompile import api
 
@@ -84,7 +84,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
 
 
-def _method(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
+def method_of(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
     """Join the recipe and the command line: the line wins for parameters, and may not contradict the method."""
     if recipe is None:
         return method, parameters or None

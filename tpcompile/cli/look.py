@@ -2,6 +2,7 @@
 
 import inspect as python_inspect
 import re
+import sys
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tpcompile.manifest import Manifest
 
 SECTION = re.compile(r"^(Cause|Example|Fix): (.*?)(?=^\w+: |\Z)", re.MULTILINE | re.DOTALL)
+
+CASES = "; the module docstring lists the cases."
+"""What a pass's docstring says to a reader of the code; `passes show` prints them."""
 
 
 @click.command(cls=Verb)
@@ -69,14 +73,16 @@ def list_passes(settings: Settings) -> None:
 @click.argument("name")
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
-    """Print what a pass does, case by case, and its options."""
+    """Print what a pass does, case by case, and its options with their defaults."""
     from tpcompile.passes import PASSES
 
     if name not in PASSES:
         raise UsageError(f"no pass is called '{name}'", fix=f"choose one of {', '.join(PASSES)}")
     found = PASSES[name]
-    document = {**_pass_row(found), "doc": python_inspect.getdoc(found) or "", "options": _options(found)}
-    lines = [f"{name}: {document['takes']} -> {document['gives']}", "", document["doc"]]
+    cases = python_inspect.getdoc(sys.modules[found.__module__]) or ""
+    doc = (python_inspect.getdoc(found) or "").replace(CASES, ".")
+    document = {**_pass_row(found), "doc": doc, "cases": cases, "options": _options(found)}
+    lines = [f"{name}: {document['takes']} -> {document['gives']}", "", doc, "", cases]
     lines += [f"\noption {key} = {value!r}" for key, value in document["options"].items()]
     settings.emit(document, "\n".join(lines))
 
@@ -84,7 +90,7 @@ def show(settings: Settings, name: str) -> None:
 def _pass_row(found: Any) -> dict[str, Any]:
     doc = python_inspect.getdoc(found) or ""
     stages = {"takes": found.takes.name.lower(), "gives": found.gives.name.lower()}
-    return {"name": found.name, **stages, "does": doc.partition("\n")[0]}
+    return {"name": found.name, **stages, "does": doc.partition("\n")[0].replace(CASES, ".")}
 
 
 def _options(found: Any) -> dict[str, Any]:
