@@ -11,7 +11,9 @@ from tpcompile.errors import TpcompileError
 if TYPE_CHECKING:
     from tpcompile import models, ops
     from tpcompile.api import bench, export, load, lower, validate
+    from tpcompile.bisection import bisect
     from tpcompile.bundle import Bundle
+    from tpcompile.differ import diff
     from tpcompile.engine import Engine
     from tpcompile.latency import Latency
     from tpcompile.parity import Parity
@@ -21,7 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
-    "bench": "api", "export": "api", "load": "engine", "lower": "api", "validate": "api",
+    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "load": "engine", "lower": "api", "validate": "api",
 }  # fmt: skip
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "Program",
     "TpcompileError",
     "bench",
+    "bisect",
+    "diff",
     "export",
     "load",
     "lower",

@@ -144,7 +144,7 @@ def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
     if (folder / "tokenizer.json").is_file():
         longest = placed.dims.get("seq", (2, 512))[1]
         texts = load_data(None, folder, longest, 4, names=tuple(subject.inputs))
-        given += [collate(texts)] if subject.batch == "ragged" else [text.inputs for text in texts]
+        given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []
     for inputs in given:
         trace = placed.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})

@@ -21,6 +21,7 @@ from torch import fx
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
+from tpcompile.onnxnames import name_values
 from tpcompile.onnxops import translations
 from tpcompile.program import Bound, Program, Stage, where_of
 from tpcompile.spec import TensorSpec
@@ -81,10 +82,12 @@ def emit(program: Program) -> OnnxModel:
     except Exception as error:
         raise _refusal(tapped, error) from error
     assert exported is not None
+    assert exported.exported_program is not None
     model = exported.model
     _name_dims(model, program)
     _fix_reshapes(model)
     outputs = _demote(model, len(program.output_names))
+    name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
     _check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)

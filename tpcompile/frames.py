@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx.proxy import TracerBase
 
+from tpcompile.errors import Where
+
 INSTALLED = ("/site-packages/", "/dist-packages/")
 TORCH = Path(torch.__file__).parent.as_posix() + "/"
 STANDARD = tuple(Path(path).as_posix() + "/" for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
@@ -65,6 +67,19 @@ def innermost(trace: str) -> Frame | None:
     return shown(parse(trace))
 
 
+def user_frame(trace: str, module: str = "") -> Where:
+    """The place in the user's code of a stack trace's text.
+
+    Args:
+        trace: as ``traceback`` prints it, innermost last; may be empty.
+        module: dotted path of the module that ran.
+    """
+    frame = innermost(trace)
+    if frame is None:
+        return Where(module=module)
+    return Where(file=frame.file, line=frame.line, source=frame.source, module=module, function=frame.function)
+
+
 def called(stack: Sequence[FrameSummary]) -> Frame | None:
     """The frame that shows where a model stands that ``capture`` called; None where no line of the model is on the stack."""
     calls = [i for i, row in enumerate(stack) if row.filename in OURS and row.name == "forward"]
@@ -103,7 +118,7 @@ def parse(trace: str) -> list[Frame]:
         file, _, rest = head[6:].partition('", line ')
         number, _, function = rest.partition(", in ")
         source = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith('File "') else ""
-        frames.append(Frame(file, int(number), function, source))
+        frames.append(Frame(file, int(number) if number.isdecimal() else 0, function, source))
     return frames
 
 

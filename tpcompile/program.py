@@ -6,7 +6,7 @@ and hand it back (``program.adopt(draft, ...)``); weights are shared between all
 
 import copy
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
-from tpcompile.frames import innermost
+from tpcompile.frames import user_frame
 from tpcompile.spec import TensorSpec
 
 
@@ -142,20 +142,30 @@ class Program:
         Raises:
             TypeError: an input is missing or unknown.
         """
-        names = [spec.name for spec in self.inputs]
-        if set(inputs) != set(names):
-            raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
-        watched = [n for site in self.sites for n in (site.keep, site.score, site.index) if n]
-        runner = _Runner(self.exported.graph_module, frozenset(watched))
-        with torch.no_grad():
-            values = runner.run(*self._flat([inputs[name] for name in names]))
-        outputs = dict(zip(self.output_names, values, strict=True))
-        seen = runner.seen
+        values, seen = self._run(inputs, [n for site in self.sites for n in (site.keep, site.score, site.index) if n])
 
         def pick(attribute: str) -> tuple[Any, ...]:
             return tuple(seen.get(getattr(site, attribute)) for site in self.sites)
 
-        return Trace(outputs, pick("keep"), pick("score"), pick("index"))
+        return Trace(values, pick("keep"), pick("score"), pick("index"))
+
+    def values(self, nodes: Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
+        """Run in eager torch and return the values of these nodes, by name.
+
+        Raises:
+            TypeError: an input is missing or unknown.
+        """
+        return self._run(inputs, nodes)[1]
+
+    def _run(self, inputs: Mapping[str, Tensor], watched: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The outputs by name, and the values of some nodes."""
+        names = [spec.name for spec in self.inputs]
+        if set(inputs) != set(names):
+            raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
+        runner = _Runner(self.exported.graph_module, frozenset(watched))
+        with torch.no_grad():
+            values = runner.run(*self._flat([inputs[name] for name in names]))
+        return dict(zip(self.output_names, values, strict=True)), runner.seen
 
     def _flat(self, user: list[Tensor]) -> list[Any]:
         given = iter(user)
@@ -304,7 +314,4 @@ def where_of(node: fx.Node) -> Where:
     module = ""
     for path, _ in modules.values():
         module = path.removeprefix("captured").removeprefix(".") or module  # the name under which capture holds the model
-    frame = innermost(node.meta.get("stack_trace") or "")
-    if frame is None:
-        return Where(module=module)
-    return Where(file=frame.file, line=frame.line, source=frame.source, module=module, function=frame.function)
+    return user_frame(node.meta.get("stack_trace") or "", module)

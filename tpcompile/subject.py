@@ -92,7 +92,7 @@ def subject_of(
     if batch not in ("one", "ragged"):
         raise UsageError(f"unknown batch policy {batch!r}", fix="use one or ragged")
     if isinstance(model, (str, Path)) and Path(model).suffix == ".pt2":
-        model = _read_pt2(Path(model))
+        model = read_pt2(Path(model))
     if isinstance(model, (str, Path)):
         return _from_source(
             model, models.load(model, pooling=pooling, checkpoint=checkpoint), method, dict(parameters or {}), batch
@@ -197,7 +197,13 @@ def _dynamic(exported: ExportedProgram) -> Dynamic:
     return found
 
 
-def _read_pt2(path: Path) -> ExportedProgram:
+def read_pt2(path: Path) -> ExportedProgram:
+    """Read a ``.pt2`` file.
+
+    Raises:
+        UsageError: there is none.
+        ModelError: it cannot be read.
+    """
     if not path.is_file():
         raise UsageError(f"no file {path}", fix="pass the .pt2 that torch.export.save wrote")
     try:

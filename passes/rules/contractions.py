@@ -121,12 +121,6 @@ def _pointlike(given: Mapping[str, Any], weight: Meta) -> bool:
     return all(s == 1 for s in weight.shape[2:]) and all_are("stride", 1) and all_are("padding", 0) and all_are("groups", 1)
 
 
-def _cdist(call: Call) -> Factors:
-    left, right = call.tensors
-    ins = ((*_batch(left, call.out, 2), "i", "k"), (*_batch(right, call.out, 2), "j", "k"))
-    return Factors(ins, ((*names(call.out.rank, "b")[:-2], "i", "j"),), rigid=frozenset({"k"}))
-
-
 register(
     aten.einsum.default,
     _einsum,
@@ -161,6 +155,3 @@ register(
     ],
 )
 register(aten.conv1d.padding, _convolution, lambda: [(torch.randn(6, 4, 5), torch.randn(7, 4, 3), torch.randn(7), [1], "same")])
-register(
-    aten.cdist.default, _cdist, lambda: [(torch.randn(6, 5, 4), torch.randn(6, 3, 4)), (torch.randn(5, 4), torch.randn(3, 4))]
-)

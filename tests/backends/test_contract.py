@@ -101,6 +101,15 @@ def test_a_subset_of_taps(runtime: Backend, built: Path) -> None:
         assert opened.run(synthetic.sample(9)).keys() == {"logits", "site1.index"}
 
 
+def test_inner_values_can_be_watched(runtime: Backend, built: Path) -> None:
+    feeds = synthetic.sample(9)
+    with runtime.open(built, taps=["x1", "site0.keep", "column1"]) as opened, runtime.open(built) as plain:
+        values = opened.run(feeds)
+        assert set(values) == {"logits", "x1", "site0.keep", "column1"}
+        assert values["x1"].shape[1] == values["site0.keep"].sum() == values["column1"].shape[1]
+        np.testing.assert_allclose(values["logits"], plain.run(feeds)["logits"], rtol=0, atol=1e-6)
+
+
 def test_an_unknown_tap(runtime: Backend, built: Path) -> None:
     with pytest.raises(UsageError, match=r"has no value site9\.keep"):
         runtime.open(built, taps=["site0.keep", "site9.keep"])

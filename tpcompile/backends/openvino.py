@@ -188,13 +188,15 @@ def _without(path: Path, taps: Sequence[str]) -> bytes:
 
 
 def _select(graph: Any, taps: Sequence[str]) -> None:
-    """Drop the tap outputs that were not asked for.
+    """Drop the tap outputs that were not asked for, and make outputs of inner values that were.
 
     Raises:
-        UsageError: a tap the model does not have.
+        UsageError: a value the model does not have.
     """
     have = {result.output(0).get_any_name(): result for result in graph.get_results()}
-    missing = sorted(set(taps) - have.keys())
+    inner = [name for name in taps if name not in have]
+    ports = {name: port for op in graph.get_ordered_ops() for port in op.outputs() for name in port.get_names() if name in inner}
+    missing = sorted(set(inner) - ports.keys())
     if missing:
         raise UsageError(
             f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
@@ -202,6 +204,9 @@ def _select(graph: Any, taps: Sequence[str]) -> None:
     for name, result in have.items():
         if TAP.fullmatch(name) and name not in taps:
             graph.remove_result(result)
+    for name in inner:
+        graph.add_outputs(ports[name])
+        ports[name].get_tensor().set_names({name})
 
 
 def _require(compiled: Any, hint: str) -> None:

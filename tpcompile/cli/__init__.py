@@ -5,6 +5,7 @@ One file per group of verbs. Nothing heavy is imported before a verb runs, so th
 
 import click
 
+from tpcompile.cli.compare import bisect, diff
 from tpcompile.cli.demo import demo
 from tpcompile.cli.explain import explain
 from tpcompile.cli.export import export
@@ -22,12 +23,12 @@ __all__ = ["main"]
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="Exit codes: 0 ok, 1 internal, 2 usage, 3 environment, 4 model unsupported, 5 parity, 6 accuracy, 7 backend build, "
-    "8 target missed, 9 integrity, 10 inconclusive, 130 interrupted.",
+    "8 target missed, 9 integrity, 10 inconclusive, 11 differs, 130 interrupted.",
 )
 @click.version_option(None, "--version", package_name="tpcompile", message="%(package)s %(version)s")
 def main() -> None:
     """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
 
 
-for _verb in (demo, export, validate, bench, report, inspect, run, verify, passes, explain, doctor):
+for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, explain, doctor):
     main.add_command(_verb)

@@ -15,7 +15,7 @@ from tpcompile.errors import EnvironmentFault, TpcompileError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-VERDICTS = {"demo", "validate", "bench", "verify"}
+VERDICTS = {"demo", "validate", "bench", "verify", "bisect"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The verbs that only look: ``inspect`` and ``passes``."""
 
 import inspect as python_inspect
+import sys
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from tpcompile.errors import UsageError
 
 if TYPE_CHECKING:
     from tpcompile.manifest import Manifest
+
+CASES = "; the module docstring lists the cases."
+"""What a pass's docstring says to a reader of the code; `passes show` prints them."""
 
 
 @click.command(cls=Verb)
@@ -65,14 +69,16 @@ def list_passes(settings: Settings) -> None:
 @click.argument("name")
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
-    """Print what a pass does, case by case, and its options."""
+    """Print what a pass does, case by case, and its options with their defaults."""
     from tpcompile.passes import PASSES
 
     if name not in PASSES:
         raise UsageError(f"no pass is called '{name}'", fix=f"choose one of {', '.join(PASSES)}")
     found = PASSES[name]
-    document = {**_pass_row(found), "doc": python_inspect.getdoc(found) or "", "options": _options(found)}
-    lines = [f"{name}: {document['takes']} -> {document['gives']}", "", document["doc"]]
+    cases = python_inspect.getdoc(sys.modules[found.__module__]) or ""
+    doc = (python_inspect.getdoc(found) or "").replace(CASES, ".")
+    document = {**_pass_row(found), "doc": doc, "cases": cases, "options": _options(found)}
+    lines = [f"{name}: {document['takes']} -> {document['gives']}", "", doc, "", cases]
     lines += [f"\noption {key} = {value!r}" for key, value in document["options"].items()]
     settings.emit(document, "\n".join(lines))
 
@@ -80,7 +86,7 @@ def show(settings: Settings, name: str) -> None:
 def _pass_row(found: Any) -> dict[str, Any]:
     doc = python_inspect.getdoc(found) or ""
     stages = {"takes": found.takes.name.lower(), "gives": found.gives.name.lower()}
-    return {"name": found.name, **stages, "does": doc.partition("\n")[0]}
+    return {"name": found.name, **stages, "does": doc.partition("\n")[0].replace(CASES, ".")}
 
 
 def _options(found: Any) -> dict[str, Any]:

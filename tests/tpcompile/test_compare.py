@@ -1,0 +1,160 @@
+"""The verbs `diff`, `bisect` and `passes`: exit codes, texts and documents."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+
+from tpcompile import bundle as bundles
+from tpcompile.cli import main
+from tpcompile.passes import PASSES
+
+LAYER = "dense.model.encoder.layer.2.output.dense"
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """A verb sets up logging for its process; here it must not outlive the test."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def bundle(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "out"
+    line = ["export", "onnx", "-m", bert_folder, "--method", "ltp", "--param", "thresholds=[0.0, 0.04, 0.06]", "-o", out]
+    result = call(*line)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def planted(bundle: Path) -> Path:
+    """The same with a fault in one layer's weights, sealed again."""
+    out = bundle.with_name("planted")
+    shutil.copytree(bundle, out)
+    model = onnx.load(out / "model.onnx")
+    (tensor,) = [one for one in model.graph.initializer if one.name == f"captured.{LAYER}.weight.T"]
+    value = numpy_helper.to_array(tensor).copy()
+    value[3, 4] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    onnx.save(model, out / "model.onnx")
+    bundles.seal(out, bundles.read(out).manifest)
+    return out
+
+
+def published(verb: str) -> set[str]:
+    """The keys of a verb's document, from the table in docs/cli.md."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{verb}` | ") and line.count(" | ") == 1]
+    return {key.strip("`| ") for key in row.split(" | ")[1].split(",")}
+
+
+def document(result: Result, verb: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(result.stdout)
+    assert found.pop("schema_version") == 1
+    assert found.pop("verb") == verb
+    assert set(found) == published(verb)
+    return found
+
+
+def test_diff(bundle: Path, planted: Path) -> None:
+    same = call("diff", bundle, bundle, "--exit-code")
+    assert (same.exit_code, same.stdout) == (0, "no differences\n")
+    found = call("diff", bundle, planted)
+    assert found.exit_code == 0
+    assert f"  ~ {LAYER}.weight.T float32[64, 32]: by up to 0.5\n" in found.stdout
+    asked = call("diff", bundle, planted, "--exit-code", "--json")
+    assert asked.exit_code == 11
+    shown = document(asked, "diff")
+    assert shown["differs"] is True
+    assert [graph["file"] for graph in shown["graphs"]] == ["model.onnx"]  # type: ignore[attr-defined]  # JSON
+
+
+def test_diff_refuses(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    for b, code, text in [
+        (tmp_path / "none", 2, "UsageError: nothing at "),
+        (tmp_path / "bad.onnx", 2, "compare two of a kind"),
+        (tmp_path, 9, "IntegrityError: "),
+    ]:
+        result = call("diff", bundle, b, "--exit-code")
+        assert result.exit_code == code
+        assert text in result.stderr
+        assert "Traceback" not in result.stderr
+    result = call("diff", tmp_path / "bad.onnx", tmp_path / "bad.onnx")
+    assert result.exit_code == 4
+    assert "ModelError: " in result.stderr
+
+
+def test_bisect(planted: Path, bundle: Path, tmp_path: Path) -> None:
+    result = call("bisect", planted, "-o", tmp_path / "part", "--json")
+    assert result.exit_code == 5, result.output
+    shown = document(result, "bisect")
+    culprit = shown["culprit"]
+    assert isinstance(culprit, dict)
+    assert (culprit["module"], culprit["value"]) == (LAYER, "linear_17")
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {
+        "engine.onnx", "engine.npz", "reference.onnx", "reference.npz", "rows.npz", "repro.py",
+    }  # fmt: skip
+    assert result.stderr.splitlines()[-1].startswith(f"FAILED bisect {planted}: pooler_output is off by ")
+    sound = call("bisect", bundle, "--samples", "4")
+    assert sound.exit_code == 0, sound.output
+    assert sound.stdout.count("equal") == 4
+    assert sound.stderr.splitlines()[-1].startswith(f"PASSED bisect {bundle}: 4 of 4 samples")
+
+
+def test_bisect_of_a_model(bert_folder: Path) -> None:
+    line = ["bisect", "-m", bert_folder, "--method", "ltp", "--param", "thresholds=[0.0, 0.04, 0.06]", "--samples", "4", "--json"]
+    result = call(*line)
+    assert result.exit_code == 0, result.output
+    shown = document(result, "bisect")
+    assert (shown["mode"], shown["culprit"]) == ("pass", None)
+    assert [step["name"] for step in shown["steps"]] == ["capture", *PASSES, "emit"]  # type: ignore[attr-defined]  # JSON
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ([], "give a bundle or --model, one of the two"),
+        (["nowhere"], "no bundle at nowhere"),
+        (["out", "-m", "bert"], "give a bundle or --model, one of the two"),
+        (["-m", "bert", "--mode", "layer"], "layers are compared in a bundle's engine"),
+        (["-m", "bert", "--param", "thresholds"], "'thresholds' is not of the form name=value"),
+        (["-m", "nowhere", "--method", "ltp"], "nowhere"),
+        (["out", "--samples", "0"], "0 is not in the range x>=1"),
+        (["out", "--mode", "network"], "'network' is not one of"),
+    ],
+)
+def test_bisect_refuses(line: list[str], text: str) -> None:
+    result = call("bisect", *line)
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+    assert result.stderr.splitlines()[-1] == "FAILED bisect UsageError"
+
+
+def test_bisect_of_a_bundle_needs_no_method(bundle: Path) -> None:
+    result = call("bisect", bundle, "--method", "ltp")
+    assert result.exit_code == 2
+    assert "a bundle needs none" in result.stderr
+
+
+@pytest.mark.parametrize("name", list(PASSES))
+def test_passes_show_prints_the_cases(name: str) -> None:
+    shown = document(call("passes", "show", name, "--json"), "passes show")
+    assert str(shown["cases"]).startswith(f"{shown['takes']} -> {shown['gives']}")
+    assert "module docstring" not in str(shown["doc"])
+    assert str(shown["cases"]) in call("passes", "show", name).stdout

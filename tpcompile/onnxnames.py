@@ -1,0 +1,96 @@
+"""What the values of an emitted graph are called: a node's own name where the program has that node, ``val_<n>`` otherwise.
+
+torch.onnx traces the program once more and counts anew, so its names shift with every node a pass adds or drops: ``where_1`` of the
+engine need not be ``where_1`` of the reference. With the program's names, ``--dump-ir``, engine and reference speak of the same values.
+"""
+
+import operator
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from tpcompile.program import Program
+
+
+def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str]) -> None:
+    """Rename the values between inputs and outputs, and the weights that the exporter turned round.
+
+    Args:
+        model: what torch.onnx made.
+        program: what it was made from.
+        exported: the program as torch.onnx traced it again.
+        fixed: names that stay, such as taps.
+    """
+    fixed = {*fixed, *(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))}
+    _name_weights(model, exported)
+    renamed = {traced: own for own, traced in _origins(program, exported) if own not in fixed}
+    taken = {str(value.name) for value in model.graph.initializers.values()} | fixed
+    number = 0
+    for value in [v for node in model.graph for v in node.outputs if v.name not in fixed]:
+        own = renamed.get(str(value.name))
+        while own is None or own in taken:
+            own, number = f"val_{number}", number + 1
+        taken.add(own)
+        value.name = own
+
+
+def _origins(program: Program, exported: ExportedProgram) -> Iterator[tuple[str, str]]:
+    """(name in the program, name in the trace) of every node whose one result is a tensor; the last of those it became."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
+    found: dict[str, str] = {}
+    for node in exported.graph.nodes:
+        origin = _origin(node)
+        if node.op == "call_function" and node.target is operator.getitem:
+            origin = next((n.name for n in nodes.values() if _same_part(n, node)), "")
+        if origin in nodes and _alike(nodes[origin], node):
+            found[origin] = node.name
+    yield from found.items()
+
+
+def _origin(node: fx.Node) -> str:
+    """The node of the program that a traced node came from; empty where torch does not say."""
+    came = node.meta.get("from_node")
+    return str(came[-1].name) if came else ""
+
+
+def _same_part(own: fx.Node, traced: fx.Node) -> bool:
+    """Whether both take the same part of the same op's results."""
+    if own.target is not operator.getitem or own.args[1] != traced.args[1]:
+        return False
+    source, origin = own.args[0], traced.args[0]
+    return isinstance(source, fx.Node) and isinstance(origin, fx.Node) and source.name == _origin(origin)
+
+
+def _alike(own: fx.Node, traced: fx.Node) -> bool:
+    """Whether a traced node can be a node's result, and not a step on the way to it."""
+    a, b = own.meta.get("val"), traced.meta.get("val")
+    return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.dim() == b.dim()
+
+
+def _name_weights(model: ir.Model, exported: ExportedProgram) -> None:
+    """Call a weight that was transposed ahead of time ``<parameter>.T``; the exporter gives it a number."""
+    parameters = exported.graph_signature.inputs_to_parameters
+    for node in model.graph:
+        source = node.meta.get("node")
+        if not isinstance(source, fx.Node):
+            continue
+        names = [parameters[a.name] for a in source.all_input_nodes if a.name in parameters]
+        for value in node.inputs:
+            if value is None or value.const_value is None or not value.is_initializer() or value.name in parameters.values():
+                continue
+            for name in names:
+                if f"{name}.T" not in model.graph.initializers and _turned(value, exported.state_dict[name]):
+                    value.name = f"{name}.T"
+                    break
+
+
+def _turned(value: ir.Value, parameter: Tensor) -> bool:
+    """Whether an initializer is a matrix with rows and columns exchanged."""
+    constant = value.const_value
+    if constant is None or parameter.dim() != 2 or tuple(constant.shape.numpy()) != tuple(parameter.shape)[::-1]:
+        return False
+    return np.array_equal(constant.numpy(), parameter.detach().numpy().T)
