@@ -117,12 +117,14 @@ def _chosen(
         case _:
             return None
     mask, _, new, _ = found
-    over = mask.name in active and mask.meta["val"].dim() == 3 and token_dim(mask) == 1
+    shape = mask.meta["val"].shape
+    over = mask.name in active and len(shape) == 3 and token_dim(mask) == 1 and shape[0] == node.meta["val"].shape[0]
     return found if over and _alike(node, new) else None
 
 
 def _alike(node: fx.Node, *others: fx.Node) -> bool:
-    return all(_rows(n) and n.meta["val"].shape == node.meta["val"].shape for n in others)
+    value = node.meta["val"]
+    return all(_rows(n) and n.meta["val"].shape == value.shape and n.meta["val"].dtype is value.dtype for n in others)
 
 
 class _Writer:

@@ -109,6 +109,8 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
     if target in LIKES:
         number = LIKES[target]
         return written(call.node, call_of(call.node).args.get("fill_value") if number is None else number)
+    if target in QUOTIENTS and any(v.exact and abs(v.lo) > HUGE for v in values):
+        return BROKEN  # kernels differ there
     if all(v.exact for v in values):
         result = run(call.node, [v.lo for v in values])
         return BROKEN if math.isnan(result) else Value.of(result)
@@ -116,8 +118,6 @@ def elementwise(call: Described, values: Sequence[Value]) -> Value:
         absorbs = None  # 1 | 2 is 3
     if absorbs is not None and Value.of(absorbs) in values and all(v.finite for v in values):
         return Value.of(absorbs)
-    if target in QUOTIENTS and any(v.exact and abs(v.lo) > HUGE for v in values):
-        return BROKEN  # kernels differ there
     if target in WHERES:
         return choose(values[0], *_branches(call, values))
     if target in FILLS:

@@ -143,7 +143,7 @@ GROWS = (aten.prod.dim_int, aten.cumprod.default)
 NEVER_NEGATIVE = (
     aten.abs.default, aten.exp.default, aten.exp2.default, aten.cosh.default, aten.sqrt.default, aten.rsqrt.default,
     aten.sigmoid.default, aten.relu.default, aten.relu6.default, aten.hardsigmoid.default, aten.erfc.default, aten.softplus.default,
-    aten.linalg_vector_norm.default, aten.cdist.default, aten.hypot.default,
+    aten.linalg_vector_norm.default, aten.hypot.default,
 )  # fmt: skip
 KEEPS_SIGN = (
     *MULS, *DIVS, aten.sum.dim_IntList, aten.mean.dim, aten.cumsum.default, aten.matmul.default, aten.bmm.default, aten.mm.default,

@@ -267,16 +267,6 @@ class ExpUnshifted(Attack):
         return (y * keep[..., None]).sum(1)
 
 
-class CrashCdist(Attack):
-    """sound, refused with a bug report."""
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        x = ops.prune(x, keep)
-        score = -torch.cdist(self.q(x), self.k(x))
-        p = torch.where(keep[:, None, :], score, -1e9).softmax(-1)
-        return ((p @ x) * keep[..., None]).sum(1)
-
-
 class KeyZeroCmp(Attack):
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         x = ops.prune(x, keep)

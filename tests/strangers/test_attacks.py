@@ -14,7 +14,7 @@ from tpcompile.passes import pipeline
 
 REFUSED = (
     "SubAlpha", "PlaceBool", "PlaceCast", "ExpandUp", "SumInt2", "NegZero", "Int64", "Low3", "DiagDoubt", "SizeSign", "SizeSign2",
-    "FullDtype", "Mutual", "MulInf", "LogScore2", "PosAdd3", "ExpUnshifted",
+    "FullDtype", "Mutual", "MulInf", "LogScore2", "PosAdd3", "ExpUnshifted", "KeyZeroCmp",
 )  # fmt: skip
 EQUAL = ("PrefixBool", "PrefixInt", "Rank", "Cse", "PrefixEmb", "AnyU8", "Lerp", "EitherU8", "VarCorr")
 
