@@ -139,7 +139,8 @@ class Bisection:
         """The result as lines."""
         width = max([12, *(len(step.name) for step in self.steps)]) + 2
         rows = [
-            f"{step.name:<{width}}{_judged(step.verdict, step.sample, step.what, step.max_abs, step.error)}" for step in self.steps
+            f"{step.name:<{width}}{_judged(step.verdict, step.sample, step.what, step.max_abs, step.error)}"
+            for step in self.steps
         ]
         if not self.steps:
             rows = [

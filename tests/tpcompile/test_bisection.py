@@ -237,6 +237,25 @@ def test_an_engine_without_names(bundle: Path, plant: Plant) -> None:
     assert "no inner value has a name that both sides know" in found.reason
 
 
+def test_an_engine_that_cannot_be_watched(bundle: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpcompile.watch.ENGINES", {})
+    assert tpcompile.bisect(bundle).exit_code == 0
+    found = tpcompile.bisect(plant(bundle, f"{LAYER}.weight.T", one_number))
+    assert (found.verdict, found.exit_code) == ("INCONCLUSIVE", 7)
+    assert found.reason.endswith(", and the inner values of an engine for onnx, form single, cannot be seen")
+
+
+def test_a_fault_in_an_engine_for_images(image_bundle: Path, plant: Plant) -> None:
+    """A fixed number of tokens, and sites without a threshold of their own."""
+    sound = tpcompile.bisect(image_bundle)
+    assert sound.exit_code == 0, sound.reason
+    assert {note.tokens for note in sound.samples} == {17}
+    found = tpcompile.bisect(plant(image_bundle, "blocks.1.out.weight.T", one_number))
+    assert found.culprit is not None
+    assert found.culprit.module == "blocks.1.out"
+    assert (found.exit_code, found.others) == (5, ())
+
+
 def test_refusals(bundle: Path, tmp_path: Path) -> None:
     for arguments, text in [
         ({"mode": "pass"}, "a bundle holds no module"),
