@@ -174,11 +174,14 @@ def _layers(
     records = notes(rows, judged)
     if bad is None:
         return nothing(name, "layer", against, law.tolerance, records)
+    what = f"{off(bad)} in sample {bad.number}"
+    blind = next((side.blind for side in sides if side.blind), "")
+    if blind:
+        return Bisection(name, "layer", against, "INCONCLUSIVE", f"{what}, and {blind}", UNCLEAR, law.tolerance, records)
     numbers = {one.number for one in judged if one.verdict == "differs"}
     chosen = [i for i, batch in enumerate(batches) if numbers & {*batch.numbers}]
     picked = [batches[i] for i in chosen], ([seen[0][i] for i in chosen], [seen[1][i] for i in chosen])
     inner = locate(*sides, *picked, law)
-    what = f"{off(bad)} in sample {bad.number}"
     reason = _unclear(inner, sides[0])
     if reason:
         return Bisection(

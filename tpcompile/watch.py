@@ -15,8 +15,7 @@ from tpcompile import fxview
 from tpcompile.backends import backend
 from tpcompile.backends.base import Session
 from tpcompile.bundle import Bundle
-from tpcompile.engine import Kept, compose
-from tpcompile.errors import UsageError
+from tpcompile.engine import Engine, Kept, compose, load
 from tpcompile.graphview import Graph, read_graph
 from tpcompile.keptsets import compare_kept
 from tpcompile.parity import NOISE, TOLERANCE, Difference, compare_outputs
@@ -39,6 +38,7 @@ class Side:
         gathered: whether dropped rows are gone, so that each site has an index.
         open: a session that gives the outputs and these values, by name.
         file: the ONNX file it runs; None where it runs something else.
+        blind: why no inner value can be seen; empty where they can. Then ``graph`` is empty, and only outputs and kept sets are known.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Side:
     gathered: bool
     open: Callable[[Sequence[str]], Session]
     file: Path | None = None
+    blind: str = ""
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -94,32 +95,55 @@ def onnx_side(name: str, folder: Path, outputs: tuple[str, ...], sites: tuple[bo
 
 
 def engine_side(bundle: Bundle) -> Side:
-    """A bundle's engine, in its own runtime.
-
-    Raises:
-        UsageError: its graph is in no file that can be read.
-    """
+    """A bundle's engine, in its own runtime."""
     manifest = bundle.manifest
-    files = [name for name in ENGINES.get(manifest.target, ()) if name in manifest.files]
+    name, outputs, sites = str(bundle.path), tuple(output.name for output in manifest.outputs), _scores(bundle)
+    files = [file for file in ENGINES.get(manifest.target, ()) if file in manifest.files]
     if not files:
-        raise UsageError(
-            f"the inner values of a {manifest.target} engine of form {manifest.form} cannot be seen",
-            fix="export the same model for target onnx and bisect that; `tpcompile validate` compares the outputs",
-        )
-    runtime, sites = backend(manifest.target), tuple(site.score for site in manifest.sites)
+        blind = f"the inner values of an engine for {manifest.target}, form {manifest.form}, cannot be seen"
+        return Side(name, Graph((), (), outputs, {}, {}), outputs, sites, False, lambda _: _Plain(load(bundle.path)), None, blind)
+    runtime, file = backend(manifest.target), bundle.path / files[0]
 
     def open_(names: Sequence[str]) -> Session:
         return runtime.open(bundle.path, taps=names, precision=manifest.precision)
 
-    outputs, file = tuple(output.name for output in manifest.outputs), bundle.path / files[0]
-    return Side(str(bundle.path), read_graph(file), outputs, sites, bool(sites), open_, file if file.suffix == ".onnx" else None)
+    return Side(name, read_graph(file), outputs, sites, bool(sites), open_, file if file.suffix == ".onnx" else None)
+
+
+class _Plain:
+    """An engine as a session: its outputs, and what it kept as the taps of a program in masked form."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Compute once."""
+        outputs, kept = self._engine.kept_each(**feeds)
+        taps = {}
+        for i, site in enumerate(self._engine.manifest.sites):
+            taps[f"site{i}.keep"] = np.stack([one.masks[i] for one in kept])
+            taps |= {f"site{i}.score": np.stack([one.scores[i] for one in kept])} if site.score else {}
+        return {**outputs, **taps}
+
+    def close(self) -> None:
+        """See :class:`~tpcompile.engine.Engine`."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _scores(bundle: Bundle) -> tuple[bool, ...]:
+    return tuple(site.score for site in bundle.manifest.sites)
 
 
 def reference_side(bundle: Bundle) -> Side:
     """A bundle's masked reference, in ONNX Runtime."""
-    manifest = bundle.manifest
-    outputs, sites = tuple(output.name for output in manifest.outputs), tuple(site.score for site in manifest.sites)
-    return onnx_side("the masked reference", bundle.reference.parent, outputs, sites, False)
+    outputs = tuple(output.name for output in bundle.manifest.outputs)
+    return onnx_side("the masked reference", bundle.reference.parent, outputs, _scores(bundle), False)
 
 
 # --- what a side gives ------------------------------------------------------------------------------------------------------

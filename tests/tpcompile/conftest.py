@@ -1,7 +1,4 @@
-"""What these tests share: the root logger as it was, and a tiny image engine.
-
-That is a masked vision transformer of 8 x 8 grey pixels with random weights, exported with its preprocessing.
-"""
+"""What these tests share: the root logger as it was, and tiny engines: a vision transformer of 8 x 8 grey pixels, and a BERT under LTP."""
 
 import logging
 import os
@@ -96,6 +93,22 @@ def image_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny image engine as a bundle; read only."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return export_images(tmp_path_factory.mktemp("images") / "out")
+
+
+@pytest.fixture(scope="session")
+def text_bundles(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny BERT, whose last two of three layers drop tokens, as a bundle by target; one compilation serves all. Read only."""
+    from tpcompile.backends import backends
+    from tpcompile.build import compile_subject, fill
+    from tpcompile.subject import subject_of
+
+    compiled = compile_subject(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.0, 0.04, 0.06]}))
+    found = {}
+    for target in [name for name, backend in backends().items() if name in ("onnx", "openvino") and backend.probe().ok]:
+        found[target] = tmp_path_factory.mktemp("texts") / target
+        with bundles.stage(found[target]) as folder:
+            fill(folder, compiled, target)
+    return found
 
 
 Draw = Callable[..., Path]

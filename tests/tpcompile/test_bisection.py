@@ -44,11 +44,9 @@ Change = Callable[[NDArray[Any]], None]
 Plant = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def bundle(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "out"
-    tpcompile.export(bert_folder, out=out, **LTP)
-    return out
+@pytest.fixture
+def bundle(text_bundles: dict[str, Path]) -> Path:
+    return text_bundles["onnx"]
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +157,11 @@ def test_a_fault_in_a_ragged_batch(ragged: Path, plant: Plant, tmp_path: Path) -
     assert repro(tmp_path / "part") == pytest.approx(found.culprit.max_abs, rel=1e-4)
 
 
-def test_a_fault_in_an_openvino_engine(bert_folder: Path, tmp_path: Path) -> None:
-    if not backend("openvino").probe().ok:
+def test_a_fault_in_an_openvino_engine(text_bundles: dict[str, Path], tmp_path: Path) -> None:
+    if "openvino" not in text_bundles:
         pytest.skip(backend("openvino").probe().reason)
     out = tmp_path / "out"
-    tpcompile.export(bert_folder, out=out, target="openvino", **LTP)
+    shutil.copytree(text_bundles["openvino"], out)
     assert tpcompile.bisect(out).exit_code == 0
     weights = read_graph(out / "openvino_taps.xml").weights.values()
     (weight,) = [one for one in weights if one.name.startswith("linear_10 MatMul")]
@@ -237,6 +235,25 @@ def test_an_engine_without_names(bundle: Path, plant: Plant) -> None:
     found = tpcompile.bisect(out)
     assert (found.verdict, found.exit_code) == ("INCONCLUSIVE", 7)
     assert "no inner value has a name that both sides know" in found.reason
+
+
+def test_an_engine_that_cannot_be_watched(bundle: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpcompile.watch.ENGINES", {})
+    assert tpcompile.bisect(bundle).exit_code == 0
+    found = tpcompile.bisect(plant(bundle, f"{LAYER}.weight.T", one_number))
+    assert (found.verdict, found.exit_code) == ("INCONCLUSIVE", 7)
+    assert found.reason.endswith(", and the inner values of an engine for onnx, form single, cannot be seen")
+
+
+def test_a_fault_in_an_engine_for_images(image_bundle: Path, plant: Plant) -> None:
+    """A fixed number of tokens, and sites without a threshold of their own."""
+    sound = tpcompile.bisect(image_bundle)
+    assert sound.exit_code == 0, sound.reason
+    assert {note.tokens for note in sound.samples} == {17}
+    found = tpcompile.bisect(plant(image_bundle, "blocks.1.out.weight.T", one_number))
+    assert found.culprit is not None
+    assert found.culprit.module == "blocks.1.out"
+    assert (found.exit_code, found.others) == (5, ())
 
 
 def test_refusals(bundle: Path, tmp_path: Path) -> None:

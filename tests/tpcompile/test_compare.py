@@ -32,19 +32,15 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="module")
-def bundle(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "out"
-    line = ["export", "onnx", "-m", bert_folder, "--method", "ltp", "--param", "thresholds=[0.0, 0.04, 0.06]", "-o", out]
-    result = call(*line)
-    assert result.exit_code == 0, result.output
-    return out
+@pytest.fixture
+def bundle(text_bundles: dict[str, Path]) -> Path:
+    return text_bundles["onnx"]
 
 
-@pytest.fixture(scope="module")
-def planted(bundle: Path) -> Path:
+@pytest.fixture
+def planted(bundle: Path, tmp_path: Path) -> Path:
     """The same with a fault in one layer's weights, sealed again."""
-    out = bundle.with_name("planted")
+    out = tmp_path / "planted"
     shutil.copytree(bundle, out)
     model = onnx.load(out / "model.onnx")
     (tensor,) = [one for one in model.graph.initializer if one.name == f"captured.{LAYER}.weight.T"]
