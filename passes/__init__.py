@@ -6,6 +6,7 @@ from tpcompile.passes.base import Dump, GraphPass, Hook, Pipeline
 from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
+from tpcompile.passes.lower import Lower
 from tpcompile.passes.mark import Mark
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
@@ -24,7 +25,7 @@ def pipeline(batch: str = "one", assume_masked: Sequence[str] = ()) -> Pipeline:
 
 DEFAULT = pipeline()
 
-PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in DEFAULT.passes}
+PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Lower())}
 
 __all__ = [
     "DEFAULT",
@@ -35,6 +36,7 @@ __all__ = [
     "Dump",
     "GraphPass",
     "Hook",
+    "Lower",
     "Mark",
     "Pipeline",
     "Place",

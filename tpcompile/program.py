@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
+from tpcompile.ops import COMPACT
+from tpcompile.rows import Rows
 from tpcompile.spec import TensorSpec
 
 
@@ -173,6 +175,13 @@ class Program:
         """Placeholder name -> the weight or buffer it stands for."""
         specs = self.exported.graph_signature.input_specs
         return {s.arg.name: self.constant(s) for s in specs if s.kind is not InputKind.USER_INPUT and hasattr(s.arg, "name")}
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """How many rows each site stores, once compact; empty before."""
+        names = ("x", "keep", "pinned", "score", "ladder", "limit")
+        given = [dict(zip(names, node.args, strict=False)) for node in self.graph.find_nodes(op="call_function", target=COMPACT)]
+        return tuple(Rows(tuple(one.get("ladder") or ()), one.get("limit", 0)) for one in given)
 
     @property
     def graph(self) -> fx.Graph:

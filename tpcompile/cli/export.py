@@ -26,6 +26,14 @@ def parameter(text: str) -> tuple[str, Any]:
         raise click.BadParameter(f"the value of '{name}' is not JSON: {value} (a list: {name}='[0.1, 0.2]')") from error
 
 
+def ladder(text: str) -> tuple[int, ...]:
+    """``16`` or ``32,64,128``; nothing is no ladder."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is no list of sizes, such as 16 or 32,64,128") from error
+
+
 EXAMPLES = """\b
 Examples:
   tpcompile export onnx -m minilm/ --method ltp --param thresholds='[0, 0.002, 0.004]' -o out
@@ -33,6 +41,8 @@ Examples:
   tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
 """
 
+LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single",)
+LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
@@ -48,8 +58,13 @@ BATCH = "one: a sample an inference. ragged: any number, each with its own count
     "--recipe", metavar="FILE", type=click.Path(path_type=Path), help="YAML, or a shipped name: digits-50. --param wins."
 )
 @click.option("--pooling", default="auto", show_default=True, metavar="P", help="Of a bare encoder: auto, mean, cls.")
-@click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
-@click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
+@click.option("--lowering", type=click.Choice(["auto", *LOWERINGS]), default="auto", show_default=True, help=LOWERING)
+@click.option("--form", type=click.Choice(["auto", *FORMS]), default="auto", show_default=True, help="One graph, or a chain.")
+@click.option("--buckets", type=ladder, default="", metavar="N,N", help="Of bucketed: 16 for multiples of 16, or 32,64,128.")
+@click.option("--calibrate", metavar="F", help="Data that static takes its counts from; see --data of validate.")
+@click.option(
+    "--static-quantile", type=float, default=1.0, show_default=True, metavar="Q", help="The share of it that must fit."
+)
 @click.option("--batch", type=click.Choice(["one", "ragged"]), default="one", show_default=True, help=BATCH)
 @click.option("--assume-masked", multiple=True, metavar="SITE", help="Take this site's dropped tokens as masked where unproved.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
@@ -77,8 +92,20 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         )
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
-    document = {"bundle": str(bundle.path), "target": manifest.target, "identity": manifest.identity, "bytes": size}
+    document = {
+        "bundle": str(bundle.path),
+        "target": manifest.target,
+        "identity": manifest.identity,
+        "bytes": size,
+        "lowering": manifest.lowering,
+        "form": manifest.form,
+        "buckets": list(manifest.buckets),
+        "counts": list(manifest.counts),
+        "reason": manifest.reason,
+    }
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
+    sizes = ",".join(map(str, manifest.buckets or manifest.counts))
+    settings.say(f"lowering {manifest.lowering}{sizes and f' {sizes}'}, form {manifest.form}: {manifest.reason}")
     if manifest.note:
         settings.say(f"note: {manifest.note}")
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
