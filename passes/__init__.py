@@ -6,6 +6,7 @@ from tpcompile.passes.base import Dump, GraphPass, Hook, Pipeline
 from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
+from tpcompile.passes.lower import Lower
 from tpcompile.passes.mark import Mark
 from tpcompile.passes.optimize.hoist import Hoist
 from tpcompile.passes.optimize.sink import Sink
@@ -31,7 +32,7 @@ def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bo
 
 DEFAULT = pipeline()
 
-PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in DEFAULT.passes}
+PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Lower())}
 
 __all__ = [
     "DEFAULT",
@@ -43,6 +44,7 @@ __all__ = [
     "GraphPass",
     "Hook",
     "Hoist",
+    "Lower",
     "Mark",
     "Pipeline",
     "Place",

@@ -27,6 +27,7 @@ from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import Dump, pipeline
 from tpcompile.passes.assumptions import UNDERFLOW
+from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
 from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report import write as write_report
@@ -80,7 +81,8 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
-           pooling: str = "auto", lowering: str = "auto", form: str = "auto", batch: str = "one", precision: str = "fp32",
+           pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
+           calibrate: Data | None = None, static_quantile: float = 1.0, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
@@ -94,8 +96,12 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         method: pruning method to wrap the model with.
         parameters: of the method.
         pooling: of a bare encoder directory: ``auto``, ``mean``, ``cls``.
-        lowering: ``auto`` or ``dynamic``.
+        lowering: how many rows a site stores: ``dynamic``, what is kept; ``bucketed``, rounded up to a ladder; ``static``, a constant,
+            and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
         form: ``auto`` or ``single``.
+        buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
+        calibrate: data that ``static`` takes its counts from, as ``validate`` takes it, or a mapping of arrays a sample.
+        static_quantile: the share of those samples that must fit.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -108,8 +114,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     Raises:
         TpcompileError: see ``tpcompile.errors``.
     """
-    _choose("lowering", lowering, ("auto", "dynamic"))
-    _choose("form", form, ("auto", "single"))
+    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
@@ -118,7 +123,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
         subject = replace(subject, assume_masked=tuple(assume_masked))
-        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say)
+        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish)
     return bundles.read(out)
 
 
@@ -161,6 +166,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
                 max_drop=max_drop,
                 batch=size,
                 along=found.manifest.along,
+                static=found.manifest.lowering == "static",
             )
         finally:
             if dense is not None:

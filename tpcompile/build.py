@@ -2,10 +2,11 @@
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
@@ -23,18 +24,25 @@ from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.engine import compose
 from tpcompile.errors import UsageError
+from tpcompile.images import CONFIG
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
+from tpcompile.passes.lower import Lower
+from tpcompile.plan import AUTO, Plan, Wish, settle
 from tpcompile.program import Program
-from tpcompile.samples import collate
+from tpcompile.samples import Sample, collate
+from tpcompile.spec import TensorSpec
 from tpcompile.subject import Subject
 
 LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
+CALIBRATION = 100
+"""Samples that the counts of ``static`` are taken from."""
+ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,6 @@ class Compiled:
         placed: masked form, the reference.
         compact: gathered form, the engine.
         dense: the baseline.
-        engine: ``compact`` as ONNX.
         twin: ``dense`` as ONNX.
         reference: ``placed`` as ONNX.
     """
@@ -55,9 +62,13 @@ class Compiled:
     placed: Program
     compact: Program
     dense: Program
-    engine: OnnxModel
     twin: OnnxModel
     reference: OnnxModel
+
+    @cached_property
+    def engine(self) -> OnnxModel:
+        """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
+        return emit(self.compact)
 
 
 def compile_subject(
@@ -95,12 +106,17 @@ def compile_subject(
         )
     say("write ONNX")
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, emit(compact), emit(dense), emit(placed))
+    return Compiled(subject, placed, compact, dense, emit(dense), emit(placed))
 
 
 def fill(
-    folder: Path, compiled: Compiled, target: str, precision: str = "fp32", say: Callable[[str], None] = lambda step: None
-) -> None:
+    folder: Path,
+    compiled: Compiled,
+    target: str,
+    precision: str = "fp32",
+    say: Callable[[str], None] = lambda step: None,
+    wish: Wish = AUTO,
+) -> Plan:
     """Build a target's engines into a staged folder and seal it.
 
     Args:
@@ -109,26 +125,58 @@ def fill(
         target: ``onnx`` or ``openvino``.
         precision: of the engine.
         say: called before every step with its name.
+        wish: the lowering and form asked for.
+
+    Returns:
+        What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
-    say("build engine")
-    _build(runtime, compiled.engine, folder, precision)
-    say("build dense")
-    (folder / "dense").mkdir()
-    _build(runtime, compiled.twin, folder / "dense", precision)
-    (folder / "reference").mkdir()
-    compiled.reference.save(folder / "reference" / "model.onnx")
     for part in (folder, folder / "dense"):
+        part.mkdir(exist_ok=True)
         for asset in subject.assets:
             copyfile(asset, part / asset.name)
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
+    plan = settle(wish, target, compiled.compact, lambda: _calibration(folder, compiled, wish, say))
+    lowered = plan.step(compiled.compact)
+    say("build engine")
+    engine = compiled.engine if plan.step == Lower() else emit(lowered)
+    _build(runtime, engine, folder, precision)
+    say("build dense")
+    _build(runtime, compiled.twin, folder / "dense", precision)
+    (folder / "reference").mkdir()
+    compiled.reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
-    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(compiled.placed, folder, subject))
+    truth = (
+        lowered if plan.counts else compiled.placed
+    )  # a sample may overflow constant counts: then it is not the masked program's
+    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
     say("seal")
-    common = _manifest(compiled, target, precision)
+    common = _manifest(compiled, target, precision, plan, engine.outputs)
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
     bundles.seal(folder, common)
+    return plan
+
+
+def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[str], None]) -> tuple[str, list[Sample]]:
+    """Data to calibrate on, and what it is called: the caller's, or the calibration part of what comes with the model.
+
+    Raises:
+        UsageError: there is none.
+    """
+    subject, given = compiled.subject, wish.calibrate
+    say("calibrate")
+    if given is not None and not isinstance(given, (str, Path)):
+        return "the caller", [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
+    longest = compiled.compact.dims.get("seq", (2, 512))[1]
+    if given is None:
+        grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
+        given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
+    if given is None:
+        raise UsageError("lowering static takes its counts from data, and none comes with this model", fix=ARRAYS)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
+        raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
+    return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
 
 
 def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> None:
@@ -138,18 +186,19 @@ def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> Non
         runtime.build(path, out, precision)
 
 
-def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
-    """A few inputs with the masked program's own answers: real texts where there is a tokenizer, and the example."""
+def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
+    """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
-        longest = placed.dims.get("seq", (2, 512))[1]
+        longest = truth.dims.get("seq", (2, 512))[1]
         texts = load_data(None, folder, longest, 4, names=tuple(subject.inputs))
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []
     for inputs in given:
-        trace = placed.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+        trace = truth.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
         taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
         taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
+        taps |= {f"site{i}.index": index.numpy() for i, index in enumerate(trace.index) if index is not None}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
         masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
@@ -157,7 +206,7 @@ def _vectors(placed: Program, folder: Path, subject: Subject) -> list[Vector]:
     return rows
 
 
-def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
+def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec]) -> Manifest:
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
     terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
@@ -177,16 +226,21 @@ def _manifest(compiled: Compiled, target: str, precision: str) -> Manifest:
         model=subject.info,
         method=subject.method,
         sites=sites,
+        lowering=plan.lowering,
+        form=plan.form,
+        buckets=plan.buckets,
+        counts=plan.counts,
+        reason=plan.reason,
         batch=subject.batch,
         patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
         note=subject.note,
         dims=dict(compact.dims),
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
-        outputs=tuple(TensorInfo.of(o) for o in compiled.engine.outputs),
+        outputs=tuple(TensorInfo.of(o) for o in outputs),
         ranges=dict(subject.values),
         attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
         precision=precision,
-        pipeline=",".join(compact.history),
+        pipeline=",".join([*compact.history, *([str(plan.step)] if plan.step != Lower() else [])]),
         assumptions=compact.assumptions,
         bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
         flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
@@ -200,6 +254,7 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
             "pipeline": ",".join(dense.history),
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "",
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

@@ -26,11 +26,14 @@ class Kept:
         masks: per site, bool ``[N]``: the token is alive after the site.
         stored: per site, rows of storage after the site: K; at least the alive ones, N in masked form.
         scores: per site, float32 ``[N]``, nan where the token was gone before the site or the site has no score.
+        lost: per site, tokens that should be alive but found no room: only lowering ``static`` has too little, and what it computes
+            for such a sample is approximate. Empty in masked form.
     """
 
     masks: tuple[np.ndarray, ...]
     stored: tuple[int, ...]
     scores: tuple[np.ndarray, ...]
+    lost: tuple[int, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -55,7 +58,7 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
     """
     positions = np.arange(length)
     alive = np.ones(length, dtype=bool)
-    masks, stored, scores = [], [], []
+    masks, stored, scores, lost = [], [], [], []
     for i in range(sites):
         keep = taps[f"site{i}.keep"].reshape(-1)
         if keep.shape != positions.shape:
@@ -64,14 +67,16 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
         if f"site{i}.score" in taps:
             score[positions] = taps[f"site{i}.score"].reshape(-1)
         score[~alive] = np.nan
+        if f"site{i}.index" in taps:
+            index = taps[f"site{i}.index"].reshape(-1)
+            lost.append(int(keep.sum() - keep[index].sum()))
+            positions, keep = positions[index], keep[index]
         alive = np.zeros(length, dtype=bool)
         alive[positions[keep]] = True
-        if f"site{i}.index" in taps:
-            positions = positions[taps[f"site{i}.index"].reshape(-1)]
         masks.append(alive)
         stored.append(positions.size)
         scores.append(score)
-    return Kept(tuple(masks), tuple(stored), tuple(scores))
+    return Kept(tuple(masks), tuple(stored), tuple(scores), tuple(lost))
 
 
 def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarray]:

@@ -32,6 +32,11 @@ class KeptSets(Protocol):
         ...
 
     @property
+    def lost(self) -> tuple[int, ...]:
+        """Per site, tokens that found no room; empty where there is always room."""
+        ...
+
+    @property
     def scores(self) -> tuple[NDArray[np.float32], ...]:
         """Per site, float32 ``[N]``, NaN where there is none."""
         ...

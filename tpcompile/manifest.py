@@ -118,6 +118,9 @@ class Manifest(_Record):
 
     Attributes:
         note: what a reader must know about the weights; empty as a rule.
+        buckets: the ladder of lowering ``bucketed``.
+        counts: the constant count of each site, for lowering ``static``.
+        reason: why this lowering and form.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
@@ -136,6 +139,8 @@ class Manifest(_Record):
     lowering: str = "dynamic"
     form: str = "single"
     buckets: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    reason: str = ""
     batch: str = "one"
     dims: dict[str, tuple[int, int]] = {}
     inputs: tuple[TensorInfo, ...]

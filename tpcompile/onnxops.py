@@ -1,17 +1,18 @@
 """The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, restore, compact, take and put."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnxscript
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 
-from tpcompile.ops import COMPACT, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, PRUNE, PUT, RESTORE, TAKE
 from tpcompile.program import Program
+from tpcompile.rows import FAR, Rows
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
-BOOLEAN, INTEGER = 9, 7
+BOOLEAN, INTEGER, REAL = 9, 7, 1
 """ONNX's numbers for the dtypes."""
 
 
@@ -30,14 +31,75 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
 
 def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Each sample's stored positions first, in order, then its dropped ones; cut at the batch's largest count."""
+    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: needed))
+
+
+def _compact_bucketed(
+    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] = (), limit: int = 0
+) -> tuple[FLOAT, BOOL, INT64]:
+    """The same, cut at the rung that holds the count: ``Rows.rung`` in ONNX."""
+    length = op.Shape(x, start=1, end=2)
+    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: op.Min(_rung(needed, ladder), length)))
+
+
+def _rung(needed: Any, ladder: Sequence[int]) -> Any:
+    """The first size of the ladder that holds a count, and beyond the last a multiple of it; ``[1]`` each."""
+    last = op.Constant(value_ints=[ladder[-1]])
+    beyond = (needed + op.Constant(value_ints=[ladder[-1] - 1])) / last * last
+    if len(ladder) == 1:
+        return beyond
+    rungs = op.Constant(value_ints=list(ladder))
+    first = op.ReduceMin(op.Where(rungs >= needed, rungs, last), op.Constant(value_ints=[0]), keepdims=1)
+    return op.Where(needed > last, beyond, first)
+
+
+def _compact_static(
+    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+) -> tuple[FLOAT, BOOL, INT64]:
+    """The same, cut at a constant: of a fixed number of tokens, a fixed shape."""
+    shape: Any = x.shape
+    tokens = shape[1]
+    count = op.Constant(value_ints=[min(limit, tokens) if isinstance(tokens, int) else limit])
+    least = count if isinstance(tokens, int) else op.Min(count, op.Shape(x, start=1, end=2))
+    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: least))
+
+
+def _fit(keep: BOOL, pinned: BOOL, score: FLOAT | None, limit: int) -> BOOL:
+    """Each token's rank by two sorts: pinned, kept by falling score, dropped. ``tpcompile.rows.fit`` in ONNX."""
+    length = op.Shape(keep, start=1, end=2)
+    rank = op.Cast(score, to=REAL) if score is not None else op.Neg(op.Cast(_places(keep), to=REAL))
+    known = op.Clip(rank, op.Constant(value_float=-FAR / 2), op.Constant(value_float=FAR / 2))
+    high, low = op.Constant(value_float=FAR), op.Constant(value_float=-FAR)
+    _, order = op.TopK(op.Where(pinned, high, op.Where(keep, known, low)), length, axis=1, largest=1, sorted=1)
+    _, ranks = op.TopK(order, length, axis=1, largest=0, sorted=1)
+    y: BOOL = op.And(keep, ranks < op.Constant(value_int=limit))
+    return y
+
+
+def _cut(stored: Any, count: Callable[[Any], Any]) -> Any:
+    """Positions ``[B, K]``: stored ones in order, then the others in order; K from the largest number of stored ones, ``[1]``."""
     one = op.Constant(value_ints=[1])
     last: Any = op.Constant(value_int=1)
-    stored = op.Cast(op.Or(keep, pinned), to=INTEGER)
+    stored = op.Cast(stored, to=INTEGER)
     counts = op.ReduceSum(stored, one, keepdims=1)
     front = op.CumSum(stored, last) - one
     back = counts + op.CumSum(one - stored, last) - one
     rank = op.Where(op.Cast(stored, to=BOOLEAN), front, back)
-    _, index = op.TopK(rank, op.ReduceMax(counts, keepdims=0, noop_with_empty_axes=0) * one, axis=1, largest=0, sorted=1)
+    needed = op.ReduceMax(counts, keepdims=0, noop_with_empty_axes=0) * one
+    _, index = op.TopK(rank, count(needed), axis=1, largest=0, sorted=1)
+    return index
+
+
+def _places(like: Any) -> Any:
+    """``0, 1, 2, ...`` in every row of ``[B, N]``."""
+    one = op.Constant(value_ints=[1])
+    return op.CumSum(op.Expand(one, op.Shape(like)), op.Constant(value_int=1)) - one
+
+
+def _fetch(x: Any, keep: Any, index: Any) -> tuple[FLOAT, BOOL, INT64]:
+    if x.shape[0] == 1:
+        positions = op.Reshape(index, op.Constant(value_ints=[-1]))
+        return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
     return _rows(x, index), op.GatherElements(keep, index, axis=1), index
 
 
@@ -88,6 +150,13 @@ def _put(base: FLOAT, rows: FLOAT, index: INT64, keep: BOOL) -> FLOAT:
 
 
 def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the IR's own ops are written in ONNX: a site of one sample needs no order."""
+    """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
-    return {PRUNE: _prune, RESTORE: _restore, COMPACT: _compact_ragged if ragged else _compact, TAKE: _take, PUT: _put}
+    policy = program.rows[0] if program.rows else Rows()
+    if policy.limit:
+        compact: Callable[..., Any] = _compact_static
+    elif policy.ladder:
+        compact = _compact_bucketed
+    else:
+        compact = _compact_ragged if ragged else _compact
+    return {PRUNE: _prune, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}

@@ -1,16 +1,20 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
 Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
-data-dependent op of the IR; ``take`` gathers at a join, each sample by its own positions; ``put`` is what ``restore`` becomes.
+data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join, each sample by its own
+positions; ``put`` is what ``restore`` becomes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MIN_COUNT = 2
-"""Least number of stored tokens (design.md 5): sizes of 0 and 1 are special to torch's shape guards."""
+from tpcompile import rows
+from tpcompile.rows import MIN_COUNT, Rows, store
+
+__all__ = ["COMPACT", "FIT", "MIN_COUNT", "PRUNE", "PUT", "RESTORE", "TAKE", "compact", "fit", "prune", "put", "restore", "take"]
 
 
 @torch.library.custom_op("tpcompile::prune", mutates_args=())
@@ -41,36 +45,64 @@ prune.register_autograd(_straight)  # the identity: a marked model trains as it 
 
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())
-def compact(x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def compact(
+    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Store the kept and pinned rows only: the gathered form of a site.
 
-    The stored rows are the kept and pinned ones in the order of ``x``, then, where the batch's largest count (at least
-    ``MIN_COUNT``) leaves slots, dropped rows *of the same sample* in the order of ``x``. A stored row that is not kept is hidden by the
+    The stored rows are the kept and pinned ones in the order of ``x``, then, where the count (see below) leaves slots, dropped rows
+    *of the same sample* in the order of ``x``. A stored row that is not kept is hidden by the
     program's own masks exactly as it was in masked form, so a superset of the kept rows is always exact (docs/decisions/0002).
 
     Args:
         x: hidden states ``[B, N, C]``.
         keep: bool ``[B, N]``.
-        pinned: bool ``[B, N]``, rows that are stored even when dropped (a CLS row that an output reads).
-        score: float ``[B, N]`` or None; unused here, kept for lowerings with a fixed count.
+        pinned: bool ``[B, N]`` or ``[1, N]``, rows that are stored even when dropped (a CLS row that an output reads).
+        score: float ``[B, N]`` or None; unused here, see ``fit``.
+        ladder: sizes that the count is rounded up to, see ``tpcompile.rows``.
+        limit: a constant count, at least that of any sample (``fit`` sees to it). 0: the count follows the data.
 
     Returns:
         ``(rows, alive, index)``: rows ``[B, K, C]``; alive bool ``[B, K]``, False for rows stored though dropped;
-        index int64 ``[B, K]``, positions in ``x``. ``K = min(N, max(MIN_COUNT, max over the batch of kept-or-pinned rows))``.
+        index int64 ``[B, K]``, positions in ``x``. Without ladder and limit,
+        ``K = min(N, max(MIN_COUNT, max over the batch of kept-or-pinned rows))``.
     """
-    stored = keep | pinned
-    count = min(max(int(stored.sum(1).max()), MIN_COUNT), keep.shape[1])
-    order = torch.sort(stored.to(torch.uint8), dim=1, descending=True, stable=True).indices
-    index = order[:, :count].contiguous()
-    rows = torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-    return rows, torch.gather(keep, 1, index), index
+    positions = store(keep.cpu().numpy(), pinned.cpu().numpy(), Rows(tuple(ladder or ()), limit))
+    index = torch.from_numpy(positions).to(x.device)
+    stored = torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    return stored, torch.gather(keep, 1, index), index
 
 
 @compact.register_fake
-def _(x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size(min=MIN_COUNT)
-    batch = x.shape[0]
+def _(
+    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length = x.shape[:2]
+    # A constant count of a fixed number of tokens is a number: behind it nothing is dynamic any more.
+    count = min(limit, length) if limit and isinstance(length, int) else torch.library.get_ctx().new_dynamic_size(min=MIN_COUNT)
     return x.new_empty(batch, count, x.shape[2]), keep.new_empty(batch, count), keep.new_empty(batch, count, dtype=torch.int64)
+
+
+@torch.library.custom_op("tpcompile::fit", mutates_args=())
+def fit(keep: Tensor, pinned: Tensor, score: Tensor | None, limit: int) -> Tensor:
+    """The kept tokens that find room in a constant count: what a site of lowering ``static`` reads in place of its keep mask.
+
+    Args:
+        keep: bool ``[B, N]``.
+        pinned: bool ``[B, N]`` or ``[1, N]``: these rows take room first.
+        score: float ``[B, N]``, the lowest are lost; None: the last are.
+        limit: rows there is room for.
+
+    Returns:
+        bool ``[B, N]``, contained in ``keep``, and equal to it where all fit.
+    """
+    scores = None if score is None else score.detach().float().cpu().numpy()
+    return torch.from_numpy(rows.fit(keep.cpu().numpy(), pinned.cpu().numpy(), scores, limit)).to(keep.device)
+
+
+@fit.register_fake
+def _(keep: Tensor, pinned: Tensor, score: Tensor | None, limit: int) -> Tensor:
+    return torch.empty_like(keep)
 
 
 @torch.library.custom_op("tpcompile::restore", mutates_args=())
@@ -148,5 +180,6 @@ def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
 PRUNE = torch.ops.tpcompile.prune.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
+FIT = torch.ops.tpcompile.fit.default
 TAKE = torch.ops.tpcompile.take.default
 PUT = torch.ops.tpcompile.put.default

@@ -78,7 +78,8 @@ class SampleParity:
         tokens: its length.
         alive: tokens the engine kept, per site.
         stored: rows the engine held, per site.
-        verdict: ``equal``, ``noise`` (flips inside noise, not judged by the law) or ``failed``.
+        verdict: ``equal``, ``noise`` (flips inside noise, not judged by the law), ``overflow`` (more tokens than a constant count
+            holds: approximate, not judged either) or ``failed``.
         reason: why it failed; empty otherwise.
         flips: where the kept sets first differ.
         outputs: per output, against the reference.
@@ -109,6 +110,8 @@ class Parity:
         samples: one record per sample.
         outputs: the worst of each output over the samples the law judged.
         flipped: number of samples with flips inside noise.
+        overflow: number of samples that keep more than a constant count holds.
+        overflow_gap: the tolerance that those would need.
         score_noise: largest score difference seen, relative to its site's largest score, where the kept sets agree so far.
         tap_gap: largest difference between the engine's outputs with and without taps.
         task: dense against pruned; None without a dense model, or where an output is missing or not finite.
@@ -129,6 +132,8 @@ class Parity:
     task: Task | None
     worst: int
     worst_inputs: Mapping[str, Any] = field(default_factory=dict)
+    overflow: int = 0
+    overflow_gap: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document; values that are not finite are written as None."""
@@ -145,6 +150,10 @@ class Parity:
         rows.append(
             f"samples {len(self.samples)}: {equal} equal, {self.flipped} with a token inside float noise of its threshold"
         )
+        if self.overflow:
+            rows.append(
+                f"{self.overflow} keep more than the constant counts hold: approximate, off by up to {self.overflow_gap:.1e}"
+            )
         if self.task is not None:
             rows.append(f"pruned vs dense: {self.task}")
         return "\n".join(rows)
@@ -164,6 +173,7 @@ def validate(
     max_drop: float | None = None,
     batch: int = 1,
     along: Mapping[str, int] | None = None,
+    static: bool = False,
 ) -> Parity:
     """Run every sample through engine, reference and dense, and judge.
 
@@ -180,6 +190,7 @@ def validate(
         max_drop: largest drop of accuracy or recall, as a share (0.005 is half a point).
         batch: samples an inference; more than one are padded to the longest, and every sample is judged by itself.
         along: output name -> the dim that runs over tokens: what belongs to padding is not compared.
+        static: the sites store constant counts: samples that keep more are counted, not judged.
 
     Raises:
         InputError: no samples.
@@ -193,7 +204,7 @@ def validate(
         plain, tapped, kept, expected, truth, full = run
         flips, heard = compare_kept(kept, truth, len(truth.scores[0]) if truth.scores else sample.length, thresholds)
         outputs = compare_outputs(plain, expected, relative)
-        verdict, reason = _judge(outputs, flips, tolerance, noise)
+        verdict, reason = _judge(outputs, flips, tolerance, noise, kept.lost if static else ())
         to_dense = {
             name: cosine(plain[name], full[name]) for name in full if name in plain and plain[name].shape == full[name].shape
         }
@@ -220,6 +231,8 @@ def validate(
         task=task,
         worst=worst.index,
         worst_inputs={name: value.tolist() for name, value in samples[worst.index].inputs.items()},
+        overflow=sum(record.verdict == "overflow" for record in records),
+        overflow_gap=max((_required(record) for record in records if record.verdict == "overflow"), default=0.0),
     )
 
 
@@ -293,20 +306,24 @@ def _check(
         raise UsageError("max_drop needs data with right answers", fix="give labels, retrieval pairs, or docstrings:pairs")
 
 
-def _judge(outputs: Mapping[str, Difference], flips: Sequence[Flip], tolerance: float, noise: float) -> tuple[str, str]:
+def _judge(
+    outputs: Mapping[str, Difference], flips: Sequence[Flip], tolerance: float, noise: float, lost: Sequence[int] = ()
+) -> tuple[str, str]:
     """One sample's verdict and reason."""
     for name, difference in outputs.items():
         if math.isinf(difference.required):
             return "failed", f"{name} is missing, has another shape, or holds NaN or infinity"
-    if any(flip.margin > noise for flip in flips):
-        worst = max(flips, key=lambda flip: flip.margin)
+    full = next((site for site, count in enumerate(lost) if count), -1)
+    odd = [flip for flip in flips if flip.site != full or flip.kept_by == "engine"]
+    if any(flip.margin > noise for flip in odd):
+        worst = max(odd, key=lambda flip: flip.margin)
         side = "kept" if worst.kept_by == "engine" else "dropped"
         return (
             "failed",
             f"site {worst.site}: the engine {side} token {worst.position}, its score up to {worst.margin:.1e} from the threshold",
         )
     if flips:
-        return "noise", ""
+        return "noise" if len(odd) == len(flips) else "overflow", ""
     for name, difference in outputs.items():
         if difference.required > tolerance:
             return "failed", f"{name} needs a tolerance of {difference.required:.1e}, allowed is {tolerance:.1e}"
@@ -324,18 +341,11 @@ def _verdict(
             f"{len(failed)} of {len(records)} samples differ; sample {failed[0].index}: {failed[0].reason}",
             ParityError.exit_code,
         )
+    others = _others(records)
     if not judged:
-        return (
-            "INCONCLUSIVE",
-            "every sample has a token within float noise of its threshold, so the law judged none",
-            Inconclusive.exit_code,
-        )
+        return "INCONCLUSIVE", f"the law judged no sample: {others}", Inconclusive.exit_code
     if 2 * judged < len(records):
-        return (
-            "INCONCLUSIVE",
-            f"only {judged} of {len(records)} samples could be judged: in the others a token lies within float noise of its threshold",
-            Inconclusive.exit_code,
-        )
+        return "INCONCLUSIVE", f"only {judged} of {len(records)} samples could be judged: {others}", Inconclusive.exit_code
     if task and min_agreement is not None and task.agreement < min_agreement:
         return (
             "FAILED",
@@ -350,8 +360,15 @@ def _verdict(
             f"{task.name} falls from {task.dense:.4f} to {task.pruned:.4f}, allowed is {max_drop:.4f}",
             AccuracyError.exit_code,
         )
-    inside = f"; {len(records) - judged} left out, a token within float noise of its threshold" if judged < len(records) else ""
+    inside = f"; left out: {others}" if others else ""
     return "PASSED", f"{judged} of {len(records)} samples within {tolerance:.0e} of the masked reference{inside}", 0
+
+
+def _others(records: Sequence[SampleParity]) -> str:
+    """Why samples were not judged; empty where all were."""
+    reasons = {"noise": "a token within float noise of its threshold", "overflow": "more tokens than the constant counts hold"}
+    counts = {verdict: sum(record.verdict == verdict for record in records) for verdict in reasons}
+    return ", ".join(f"{count} with {reasons[verdict]}" for verdict, count in counts.items() if count)
 
 
 def _required(record: SampleParity) -> float:

@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
 from tpcompile.frames import user_frame
+from tpcompile.ops import COMPACT
+from tpcompile.rows import Rows
 from tpcompile.spec import TensorSpec
 
 
@@ -195,6 +197,13 @@ class Program:
         """The inputs that the program was traced with, by name."""
         leaves = pytree.tree_leaves(self.exported.example_inputs)
         return dict(zip((spec.name for spec in self.inputs), leaves, strict=True))
+
+    @property
+    def rows(self) -> tuple[Rows, ...]:
+        """How many rows each site stores, once compact; empty before."""
+        names = ("x", "keep", "pinned", "score", "ladder", "limit")
+        given = [dict(zip(names, node.args, strict=False)) for node in self.graph.find_nodes(op="call_function", target=COMPACT)]
+        return tuple(Rows(tuple(one.get("ladder") or ()), one.get("limit", 0)) for one in given)
 
     @property
     def graph(self) -> fx.Graph:

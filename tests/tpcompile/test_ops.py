@@ -69,3 +69,43 @@ def test_the_fake_kernels_agree_with_the_real_ones() -> None:
     assert rows.shape[1] is not x.shape[1]
     real = exported.module()(x, keep)
     assert [list(t.shape) for t in real] == [[1, 4, 3], [1, 4], [1, 4]]
+
+
+def test_a_ladder_fills_up_with_dropped_rows_of_the_same_sample() -> None:
+    x = torch.arange(12.0).reshape(2, 6, 1)
+    keep, nothing = bools(".x.x..", "xxx..."), bools("......")
+    rows, alive, index = ops.compact(x, keep, nothing, None, [4])
+    assert index.tolist() == [[1, 3, 0, 2], [0, 1, 2, 3]]
+    assert alive.tolist() == [[True, True, False, False], [True, True, True, False]]
+    assert rows.flatten().tolist() == [1.0, 3.0, 0.0, 2.0, 6.0, 7.0, 8.0, 9.0]
+    assert ops.compact(x, keep, nothing, None, [2, 5])[2].shape == (2, 5)
+    assert ops.compact(x, keep, nothing, None, [16])[2].shape == (2, 6)  # never more than there are
+
+
+def test_a_constant_count_is_stored_whatever_is_kept() -> None:
+    keep = bools("xx..", "x...")
+    assert ops.compact(torch.randn(2, 4, 2), keep, bools("x..."), None, None, 3)[2].tolist() == [[0, 1, 2], [0, 1, 2]]
+    with pytest.raises(ValueError, match="3 rows do not fit into 2"):
+        ops.compact(torch.randn(1, 4, 2), bools("xx.x"), bools("x..."), None, None, 2)
+
+
+def test_what_fits_has_the_highest_scores() -> None:
+    keep, score = bools("xxxx", "x..x", ".xxx"), torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.9, 0.0, 0.0, 0.8], [9.0, 0.2, 0.2, 0.2]])
+    fits = ops.fit(keep, bools("x..."), score, 3)
+    assert torch.equal(fits, bools("xx.x", "x..x", ".xx."))  # position 0 takes room whatever its score, and kept or not
+    assert torch.equal(ops.fit(keep, bools("x..."), score, 4), keep)
+    assert torch.equal(ops.fit(keep, bools("...."), None, 2), bools("xx..", "x..x", ".xx."))  # no score: the last are lost
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return ops.compact(x, keep, torch.zeros_like(keep), None, None, 4)[0] * 2
+
+
+@pytest.mark.parametrize(("length", "count"), [(6, 4), (3, 3)])
+def test_a_constant_count_of_fixed_tokens_is_a_number(length: int, count: int) -> None:
+    x, keep = torch.randn(1, length, 3), bools("xx.x.x"[:length])
+    exported = torch.export.export(Constant(), (x, keep), strict=False)
+    (node,) = exported.graph.find_nodes(op="call_function", target=ops.COMPACT)
+    assert [type(size) for size in node.meta["val"][0].shape] == [int, int, int]
+    assert exported.module()(x, keep).shape == (1, count, 3)

@@ -27,6 +27,14 @@ def parameter(text: str) -> tuple[str, Any]:
         raise click.BadParameter(f"the value of '{name}' is not JSON: {value} (a list: {name}='[0.1, 0.2]')") from error
 
 
+def ladder(text: str) -> tuple[int, ...]:
+    """``16`` or ``32,64,128``; nothing is no ladder."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is no list of sizes, such as 16 or 32,64,128") from error
+
+
 EXAMPLES = """\b
 Examples:
   tpcompile export onnx -m minilm/ --method ltp --param thresholds='[0, 0.002, 0.004]' -o out
@@ -34,6 +42,8 @@ Examples:
   tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
 """
 
+LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single",)
+LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
@@ -72,8 +82,11 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("target", metavar="onnx|openvino")
 @click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, timm/NAME, or a .pt2 file.")
 @model_options
-@click.option("--lowering", type=click.Choice(["auto", "dynamic"]), default="auto", show_default=True, help="Of the counts.")
-@click.option("--form", type=click.Choice(["auto", "single"]), default="auto", show_default=True, help="One graph, or a chain.")
+@click.option("--lowering", type=click.Choice(["auto", *LOWERINGS]), default="auto", show_default=True, help=LOWERING)
+@click.option("--form", type=click.Choice(["auto", *FORMS]), default="auto", show_default=True, help="One graph, or a chain.")
+@click.option("--buckets", type=ladder, default="", metavar="N,N", help="Of bucketed: 16 for multiples of 16, or 32,64,128.")
+@click.option("--calibrate", metavar="F", help="Data that static takes its counts from; see --data of validate.")
+@click.option("--static-quantile", type=float, default=1.0, show_default=True, metavar="Q", help="The share of it that must fit.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -99,8 +112,20 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         )
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
-    document = {"bundle": str(bundle.path), "target": manifest.target, "identity": manifest.identity, "bytes": size}
+    document = {
+        "bundle": str(bundle.path),
+        "target": manifest.target,
+        "identity": manifest.identity,
+        "bytes": size,
+        "lowering": manifest.lowering,
+        "form": manifest.form,
+        "buckets": list(manifest.buckets),
+        "counts": list(manifest.counts),
+        "reason": manifest.reason,
+    }
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
+    sizes = ",".join(map(str, manifest.buckets or manifest.counts))
+    settings.say(f"lowering {manifest.lowering}{sizes and f' {sizes}'}, form {manifest.form}: {manifest.reason}")
     if manifest.note:
         settings.say(f"note: {manifest.note}")
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")

@@ -1,0 +1,116 @@
+"""compact -> compact: how many rows every site stores.
+
+1. ``buckets``: the count rounded up to the next rung of a ladder, filled with dropped rows of the same sample;
+2. ``counts``: a constant for each site. A sample that keeps more loses its lowest scores: ``fit`` takes them out of the keep mask, and all
+   that reads the mask reads what is left of it, so that such a sample is computed as the masked model would under the smaller mask;
+3. neither: exactly the kept and pinned rows, as ``compact`` leaves it.
+
+Any stored set that holds the kept tokens is exact (docs/decisions/0002). This pass must run last: one that relies on how many rows a site
+stores would rely on the wrong number.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+from typing import ClassVar
+
+from torch import fx
+
+from tpcompile.errors import UsageError
+from tpcompile.ops import COMPACT, FIT
+from tpcompile.passes.base import GraphPass
+from tpcompile.program import Program, Stage
+from tpcompile.rows import MIN_COUNT, Rows
+
+
+@dataclass(frozen=True)
+class Lower(GraphPass):
+    """Choose how many rows the sites store; the module docstring lists the cases.
+
+    Attributes:
+        buckets: rising sizes joined by ``+``: ``16``, ``32+64+128``.
+        counts: a constant count for each site, joined by ``+``: ``80+40``.
+    """
+
+    name: ClassVar[str] = "lower"
+    takes: ClassVar[Stage] = Stage.COMPACT
+    gives: ClassVar[Stage] = Stage.COMPACT
+    buckets: str = ""
+    counts: str = ""
+
+    def run(self, program: Program) -> Program:
+        """Return the program with the policy written at its sites.
+
+        Raises:
+            UsageError: both are given, one cannot be read, or the counts do not fit the sites.
+        """
+        if program.rows != (Rows(),) * len(program.sites):
+            raise UsageError("the program is lowered already", fix="lower the program that `compact` and `cleanup` gave")
+        draft = program.draft()
+        nodes = list(draft.graph.find_nodes(op="call_function", target=COMPACT))
+        for node, rows in zip(nodes, self._policies(program), strict=True):
+            x, keep, pinned, score = [*node.args, None][:4]
+            node.args = (x, keep, pinned, score, *((list(rows.ladder), rows.limit) if rows != Rows() else ()))
+            if rows.limit:
+                _fit(draft.graph, node, rows.limit)
+        return program.adopt(draft)
+
+    def _policies(self, program: Program) -> list[Rows]:
+        sites = len(program.sites)
+        if self.buckets and self.counts:
+            raise UsageError("buckets and constant counts exclude each other", fix="give one of the two")
+        if self.counts:
+            return self._constant(sites, max(site.pinned for site in program.sites))
+        try:
+            ladder = tuple(int(size) for size in self.buckets.split("+")) if self.buckets else ()
+            return list(repeat(Rows(ladder), sites))
+        except ValueError as error:
+            raise UsageError(f"buckets: {error}", fix="give sizes such as 16, or 32+64+128") from error
+
+    def _constant(self, sites: int, pinned: int) -> list[Rows]:
+        least = max(MIN_COUNT, pinned)
+        counts = self.counts.split("+")
+        if len(counts) != sites or not all(one.isdigit() and int(one) >= least for one in counts):
+            raise UsageError(
+                f"counts {self.counts.replace('+', ', ')} do not fit {sites} sites",
+                fix=f"give a count of {least} or more for each site",
+            )
+        return [Rows(limit=int(one)) for one in counts]
+
+
+def _fit(graph: fx.Graph, site: fx.Node, limit: int) -> None:
+    """Put what fits in the place of the keep mask, but where the score itself reads it."""
+    keep, pinned, score = site.args[1:4]
+    assert isinstance(keep, fx.Node)
+    with graph.inserting_before(site):
+        fits = graph.call_function(FIT, (keep, pinned, score, limit))
+    fits.meta = {k: v for k, v in site.meta.items() if k in ("stack_trace", "nn_module_stack")}
+    before = _ancestors(fits)
+    keep.replace_all_uses_with(fits, lambda user: user not in before and user is not fits)
+    _sort(graph)
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """All that a node is computed from."""
+    found: set[fx.Node] = set()
+    rest = list(node.all_input_nodes)
+    while rest:
+        one = rest.pop()
+        if one not in found:
+            found.add(one)
+            rest += one.all_input_nodes
+    return found
+
+
+def _sort(graph: fx.Graph) -> None:
+    """Bring the nodes into an order that computes every value before its readers; else the order stays."""
+    order: dict[fx.Node, None] = {}
+
+    def place(node: fx.Node) -> None:
+        for missing in [one for one in node.all_input_nodes if one not in order]:
+            place(missing)
+        order.setdefault(node)
+
+    for node in graph.nodes:
+        place(node)
+    for first, second in pairwise(order):
+        first.append(second)

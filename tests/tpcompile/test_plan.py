@@ -1,0 +1,129 @@
+"""Wishes become plans; what does not belong together is refused before any work, and by exact text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from tpcompile import ops
+from tpcompile.capture import capture
+from tpcompile.cli import main
+from tpcompile.errors import UsageError
+from tpcompile.passes import DEFAULT
+from tpcompile.plan import AUTO, OTHERWISE, RULES, STEP, Plan, Wish, calibrate, settle
+from tpcompile.program import Program
+from tpcompile.samples import Sample
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"lowering": "packed"}, "unknown lowering 'packed'\n  fix     use one of: auto, dynamic, bucketed, static"),
+    ({"form": "chain"}, "unknown form 'chain'\n  fix     use one of: auto, single"),
+    (
+        {"lowering": "dynamic", "buckets": (16,)},
+        "lowering dynamic has no buckets\n  fix     ask for lowering bucketed, or leave the buckets out",
+    ),
+    ({"buckets": (1, 4)}, "buckets: 1, 4 is no rising list of sizes from 2\n  fix     give sizes such as 16, or 32,64,128"),
+    (
+        {"calibrate": "docstrings"},
+        "lowering auto calibrates nothing\n  fix     ask for lowering static, or leave calibrate out",
+    ),
+    (
+        {"lowering": "bucketed", "quantile": 0.9},
+        "lowering bucketed has no quantile\n  fix     ask for lowering static, or leave the quantile out",
+    ),
+    (
+        {"lowering": "static", "quantile": 0.0},
+        "the static quantile is 0.0\n  fix     give a share above 0 and up to 1, such as 0.99",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_a_wish_that_contradicts_itself_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Wish(**fields)
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--lowering", "packed"], "Invalid value for '--lowering': 'packed' is not one of"),
+        (["--form", "chain"], "Invalid value for '--form': 'chain' is not one of"),
+        (["--buckets", "16,x"], "Invalid value for '--buckets': '16,x' is no list of sizes, such as 16 or 32,64,128"),
+        (["--buckets", "64,32"], "buckets: 64, 32 is no rising list of sizes from 2"),
+        (["--lowering", "static", "--buckets", "16"], "lowering static has no buckets"),
+        (["--calibrate", "docstrings"], "lowering auto calibrates nothing"),
+        (["--static-quantile", "2", "--lowering", "static"], "the static quantile is 2.0"),
+    ],
+)
+def test_the_command_line_refuses_before_it_works(options: list[str], text: str, tmp_path: Path) -> None:
+    """The model does not exist: what is said is said before it is looked for."""
+    line = ["export", "onnx", "-m", str(tmp_path / "none"), "-o", str(tmp_path / "out"), *options]
+    done = CliRunner().invoke(main, line)
+    assert done.exit_code == 2, done.output
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+class Model(nn.Module):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = ops.prune(x, keep)
+        return (x * keep.unsqueeze(-1)).sum(1)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    example = {"x": torch.randn(1, 6, 4), "keep": torch.ones(1, 6, dtype=torch.bool)}
+    compact: Program = DEFAULT(capture(Model().eval(), example, {name: {1: "n"} for name in example}, {"n": (2, 64)}))
+    return compact
+
+
+def nothing() -> tuple[str, Sequence[Sample]]:
+    raise AssertionError("no data is needed here")
+
+
+def samples(*counts: int) -> list[Sample]:
+    """A sample a count: that many of 40 tokens are kept."""
+    rows = [{"x": np.ones((1, 40, 4), np.float32), "keep": np.arange(40)[None] < count} for count in counts]
+    return [Sample("", row) for row in rows]
+
+
+def test_auto_takes_the_rule_of_the_target(program: Program) -> None:
+    for target in ("onnx", "openvino", "elsewhere"):
+        plan = settle(AUTO, target, program, nothing)
+        rule = RULES.get(target, OTHERWISE)
+        assert plan == rule
+        assert plan.reason == rule.reason
+        assert plan.reason.startswith("rule: ")
+
+
+def test_what_is_asked_for_is_taken(program: Program) -> None:
+    assert settle(Wish("dynamic"), "openvino", program, nothing) == Plan("dynamic", "single")
+    assert settle(Wish(buckets=(8, 16)), "onnx", program, nothing) == Plan("bucketed", "single", (8, 16))
+    bucketed = settle(Wish("bucketed"), "onnx", program, nothing)
+    assert bucketed == Plan("bucketed", "single", STEP)
+    assert bucketed.reason == "asked for"
+    assert str(bucketed.step) == "lower{buckets=16}"
+
+
+def test_constant_counts_come_from_data(program: Program) -> None:
+    plan = settle(Wish("static"), "onnx", program, lambda: ("a.txt", samples(3, 17, 9)))
+    assert plan == Plan("static", "single", counts=(17,))
+    assert plan.reason == "asked for; the largest count of 3 samples of a.txt"
+    assert str(plan.step) == "lower{counts=17}"
+    half = settle(Wish("static", quantile=0.5), "onnx", program, lambda: ("a.txt", samples(3, 17, 9)))
+    assert half.counts == (9,)
+    assert half.reason == "asked for; the 0.5 quantile of the counts of 3 samples of a.txt"
+
+
+def test_a_quantile_takes_a_count_that_was_seen(program: Program) -> None:
+    assert calibrate(program, samples(3, 17, 9, 30), 0.5) == (17,)  # of the two in the middle the larger one: half of them fit
+    assert calibrate(program, samples(0), 1.0) == (2,)  # never below the least storage
+    with pytest.raises(UsageError, match="no samples to calibrate on"):
+        calibrate(program, [], 1.0)

@@ -1,0 +1,153 @@
+"""Which lowering and form an engine gets, and why: what the caller asked for, else a rule for the target.
+
+A lowering says how many rows a site stores (``rows.py``), a form whether the engine is one graph or a chain of stages. ``static`` needs a
+constant count for each site: the largest, or a quantile, of those that samples of real data keep.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tpcompile.errors import UsageError
+from tpcompile.passes.lower import Lower
+from tpcompile.program import Program
+from tpcompile.rows import MIN_COUNT, Rows
+from tpcompile.samples import Sample
+
+LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single",)
+STEP = (16,)
+"""The ladder where none is given: multiples of 16."""
+
+Data = str | Path | Sequence[Mapping[str, Any]]
+"""A data specification (``tpcompile.data.load_data``), or inputs by name, a mapping a sample."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller asks for; checked before any work.
+
+    Attributes:
+        lowering: ``auto``, ``dynamic``, ``bucketed`` or ``static``.
+        form: ``auto`` or ``single``.
+        buckets: the ladder of ``bucketed``, rising; given without a lowering, it means ``bucketed``.
+        calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
+        quantile: the share of the samples whose count must fit, for ``static``.
+    """
+
+    lowering: str = "auto"
+    form: str = "auto"
+    buckets: tuple[int, ...] = ()
+    calibrate: Data | None = None
+    quantile: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together.
+
+        Raises:
+            UsageError: an unknown name, or an option of another lowering.
+        """
+        for name, value, known in (("lowering", self.lowering, LOWERINGS), ("form", self.form, FORMS)):
+            if value not in ("auto", *known):
+                raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: auto, {', '.join(known)}")
+        if self.buckets:
+            self._ladder()
+        if self.lowering != "static" and self.calibrate is not None:
+            raise UsageError(
+                f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
+            )
+        if self.lowering != "static" and self.quantile != 1.0:
+            raise UsageError(
+                f"lowering {self.lowering} has no quantile", fix="ask for lowering static, or leave the quantile out"
+            )
+        if not 0 < self.quantile <= 1:
+            raise UsageError(f"the static quantile is {self.quantile}", fix="give a share above 0 and up to 1, such as 0.99")
+
+    def _ladder(self) -> None:
+        if self.lowering not in ("auto", "bucketed"):
+            raise UsageError(
+                f"lowering {self.lowering} has no buckets", fix="ask for lowering bucketed, or leave the buckets out"
+            )
+        try:
+            Rows(self.buckets)
+        except ValueError as error:
+            raise UsageError(f"buckets: {error}", fix="give sizes such as 16, or 32,64,128") from error
+
+
+AUTO = Wish()
+"""Nothing asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built.
+
+    Attributes:
+        lowering: ``dynamic``, ``bucketed`` or ``static``.
+        form: ``single``.
+        buckets: the ladder of ``bucketed``.
+        counts: the constant counts of ``static``, one a site.
+        reason: why, in a sentence.
+    """
+
+    lowering: str = "dynamic"
+    form: str = "single"
+    buckets: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    reason: str = field(default="", compare=False)
+
+    @property
+    def step(self) -> Lower:
+        """The pass that writes the policy at the sites."""
+        return Lower("+".join(map(str, self.buckets)), "+".join(map(str, self.counts)))
+
+
+RULES: Mapping[str, Plan] = {
+    "onnx": Plan(reason="rule: ONNX Runtime pays nothing for a new shape, and every row that is stored costs"),
+}
+"""Target -> what ``auto`` takes there."""
+OTHERWISE = Plan(reason="rule: nothing was measured for this target")
+
+
+def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tuple[str, Sequence[Sample]]]) -> Plan:
+    """Turn a wish into a plan.
+
+    Args:
+        wish: what was asked for.
+        target: of the engine.
+        program: compact.
+        samples: gives data to calibrate on, with its name; called only where it is needed.
+    """
+    rule = RULES.get(target, OTHERWISE)
+    lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
+    reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
+    form = rule.form if wish.form == "auto" else wish.form
+    if lowering == "static":
+        name, rows = samples()
+        counts = calibrate(program, rows, wish.quantile)
+        share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
+        return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
+    ladder = wish.buckets or rule.buckets or STEP
+    return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), reason=reason)
+
+
+def calibrate(program: Program, samples: Sequence[Sample], quantile: float = 1.0) -> tuple[int, ...]:
+    """A constant count for each site: what the samples store there, one by one.
+
+    Args:
+        program: compact, with the exact lowering.
+        samples: one or more.
+        quantile: the share of the samples that must fit.
+    """
+    if not samples:
+        raise UsageError("no samples to calibrate on", fix="give data with at least one sample")
+    found = []
+    for sample in samples:
+        trace = program.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in sample.inputs.items()})
+        found.append([0 if index is None else index.shape[1] for index in trace.index])
+    most = np.quantile(np.array(found), quantile, axis=0, method="higher")
+    least = max(MIN_COUNT, *(site.pinned for site in program.sites))
+    return tuple(max(least, int(count)) for count in most)
