@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help .venv demo test check format bench clean
+.PHONY: help .venv demo test nightly check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: $(STAMP) ## the main job on a real model and real text: table, engines, re
 
 test: check ## the gate: check, then every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+nightly: $(STAMP) ## 2,000 random masked transformers drawn anew: gathered equals masked (about an hour on two cores)
+	TPCOMPILE_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/strangers/test_random.py
 
 check: $(STAMP) ## lint and strict types
 	$(BIN)/python tests/check.py
