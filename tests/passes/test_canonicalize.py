@@ -297,8 +297,8 @@ input %keep: bool[1, n]
 %expand_default_1: bool[1, n, 4] = aten.expand.default(%unsqueeze_1, [-1, -1, 4])
 %sub_tensor: f32[1, n, 4] = aten.sub.Tensor(%add_9, %x)
 %mul_tensor_1: f32[1, n, 4] = aten.mul.Tensor(%sub_tensor, 0.5)
-%add_tensor_1: f32[1, n, 4] = aten.add.Tensor(%x, %mul_tensor_1)
-%mul_21: f32[1, n, 4] = aten.mul.Tensor(%expand_default_1, %add_tensor_1)
+%sub_tensor_1: f32[1, n, 4] = aten.sub.Tensor(%add_9, %mul_tensor_1)
+%mul_21: f32[1, n, 4] = aten.mul.Tensor(%expand_default_1, %sub_tensor_1)
 %add_28: f32[1, n, 4] = aten.add.Tensor(%add_9, %mul_21)
 return (%add_28)""",
     )
