@@ -24,6 +24,10 @@ Sizes = Mapping[str, int]
 """Token set -> how many tokens."""
 
 
+TRIED = ("recognised: ", "refused: ", "shared: ")
+"""How the lines of a report begin that tell of masks; the others are of passes that save work."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """FLOPs of one sample in a part of the model, at the example's counts.
@@ -122,7 +126,8 @@ class Explanation:
             *(("dims", f"{name} {low}..{high}") for name, (low, high) in self.compact.dims.items()),
             *(row for site in self.compact.sites for row in self._rows(site)),
             *(("tokens", text) for text in self._tokens()),
-            *(("tried", text) for text in self.compact.report if not text.startswith("accepted: ")),
+            *(("tried", text) for text in self.compact.report if text.startswith(TRIED)),
+            *(("saves", text) for text in self.compact.report if not text.startswith(("accepted: ", *TRIED))),
             *(("assumes", text) for text in self.compact.assumptions),
             *(
                 ("measured", f"{b.where.short} ({b.where.module}): by `validate`, up to {b.limit:.0f}")
