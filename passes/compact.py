@@ -144,9 +144,9 @@ class _Rewrite:
         with self.graph.inserting_before(next(step for step in later if isinstance(step, fx.Node))):
             keep = self._at(keep, level - 1, first)
             score = self._at(score, level - 1, first) if isinstance(score, fx.Node) else None
-            if self._level(x, 1) == level:
-                x = self._riding(level, later) or self._new(first, aten.unsqueeze.default, keep, -1)
-            source = self._at(x, level - 1, first) if x.name in self.nodes else x
+            riding = self._riding(level, later) if self._level(x, 1) == level else x
+            x = riding or self._new(first, aten.unsqueeze.default, keep, -1)
+            source = self._at(x, level - 1, first) if riding is not None else x
             made = self._new(first, COMPACT, source, keep, self._prefix(site, first), score)
             rows, alive, index = (self._new(first, operator.getitem, made, i) for i in range(3))
             self.index[level] = index
