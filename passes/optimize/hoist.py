@@ -8,7 +8,7 @@ Each holds for any numbers, so nothing new has to be proved; sums come in anothe
 all its readers let it, and fewer elements are touched then.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +29,8 @@ SCALES = (*PRODUCTS, aten.div.Tensor, aten.div.Scalar)
 
 Made = list[tuple[fx.Node, fx.Node]]
 """What gave a value, each with what gives it now."""
+Counts = dict[str, float]
+"""Elements of each node's value; every node that is written adds its own."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,19 @@ class Hoist(GraphPass):
         return rewritten(program, draft, renamed, f"hoist: {len(renamed)} products with a smaller side")
 
 
-def _behind(node: fx.Node, counts: Mapping[str, float]) -> Made:
+def _behind(node: fx.Node, counts: Counts) -> Made:
     """Cases 1 and 2: a product whose readers sum over it."""
     if node.target not in PRODUCTS or sum(counts[reader.name] for reader in node.users) >= counts[node.name]:
         return []
     for p, a in (node.args[:2], node.args[1::-1]):
         if isinstance(p, fx.Node) and isinstance(a, fx.Node) and p.meta["val"].shape == node.meta["val"].shape:
-            plans = [_sum(reader, a) if reader.target is SUM else _matmul(reader, node, a) for reader in node.users]
+            plans = [_sum(reader, a, counts) if reader.target is SUM else _matmul(reader, node, a, counts) for reader in node.users]
             if all(plans):
                 return [(reader, plan(p)) for reader, plan in zip(list(node.users), plans, strict=True) if plan]
     return []
 
 
-def _matmul(reader: fx.Node, node: fx.Node, a: fx.Node) -> Callable[[fx.Node], fx.Node] | None:
+def _matmul(reader: fx.Node, node: fx.Node, a: fx.Node, counts: Counts) -> Callable[[fx.Node], fx.Node] | None:
     """Case 1: the product of ``node = p * a`` with another matrix, given ``p``."""
     if reader.target is not MATMUL or list(reader.args).count(node) != 1:
         return None
@@ -78,12 +80,13 @@ def _matmul(reader: fx.Node, node: fx.Node, a: fx.Node) -> Callable[[fx.Node], f
         w = Writer(reader)
         with reader.graph.inserting_before(reader):
             product = w(MATMUL, *(p if n is node else n for n in reader.args))
+            counts[product.name] = counts[reader.name]
             return w(node.target, product, a)
 
     return write
 
 
-def _sum(reader: fx.Node, a: fx.Node) -> Callable[[fx.Node], fx.Node] | None:
+def _sum(reader: fx.Node, a: fx.Node, counts: Counts) -> Callable[[fx.Node], fx.Node] | None:
     """Case 2: the sum of ``p * a`` over rows and perhaps more, given ``p``."""
     w = Writer(reader)
     source, own = reader.args[0], a.meta["val"]
@@ -95,13 +98,15 @@ def _sum(reader: fx.Node, a: fx.Node) -> Callable[[fx.Node], fx.Node] | None:
 
     def write(p: fx.Node) -> fx.Node:
         with reader.graph.inserting_before(reader):
-            over = w(MATMUL, w(aten.transpose.int, a, -2, -1), p)
+            turned = w(aten.transpose.int, a, -2, -1)
+            over = w(MATMUL, turned, p)
+            counts[turned.name], counts[over.name] = counts[a.name], counts[p.name]  # at most
             return w(SUM, over, dims, w["keepdim"])
 
     return write if source.meta["val"].dtype == own.dtype else None
 
 
-def _before(node: fx.Node, counts: Mapping[str, float]) -> Made:
+def _before(node: fx.Node, counts: Counts) -> Made:
     """Case 3: a number on the result of a product that nobody else reads."""
     product, scale = node.args[:2]
     if not isinstance(product, fx.Node) or product.target is not MATMUL or len(product.users) > 1 or isinstance(scale, fx.Node):
@@ -113,6 +118,7 @@ def _before(node: fx.Node, counts: Mapping[str, float]) -> Made:
     w = Writer(node)
     with node.graph.inserting_before(node):
         scaled = w(node.target, small, scale)
+        counts[scaled.name] = counts[small.name]
         return [(node, w(MATMUL, *(scaled if n is small else n for n in (q, k))))]
 
 

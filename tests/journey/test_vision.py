@@ -98,7 +98,8 @@ def test_counts_that_coincide(size: int, width: int, heads: int, batch: int, rat
         kept += int(trace.keep[-1].sum())
     assert 0 < kept < 4 * batch * tokens * 0.9
     linear = [c for c, names in polynomial(program) if names == ("t3",)]
-    assert linear == [2 * 2 * width * int(width * ratio)]  # per sample: the last MLP alone runs behind the last site
+    projection, mean = 2 * width * width, 2 * width
+    assert linear == [projection + 2 * 2 * width * int(width * ratio) + mean]  # per sample: what runs behind the last site
 
 
 def test_a_fixed_count_is_in_no_shape_behind_a_site() -> None:

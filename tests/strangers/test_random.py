@@ -12,7 +12,7 @@ from functools import lru_cache
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, note, settings
+from hypothesis import HealthCheck, Phase, event, given, note, settings
 from random_models import Model, inputs, made
 from random_recipes import (
     BEFORE,
@@ -45,6 +45,7 @@ PARTS = 4
 LAW = settings(
     max_examples=-(-EXAMPLES // PARTS), derandomize=not ANEW, deadline=None, database=None, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=tuple(Phase) if ANEW else (Phase.explicit, Phase.generate),  # a shrink takes minutes, and the recipe says enough
 )  # fmt: skip
 NOISE = 1e-5
 """A score nearer to its limit than this may fall on either side."""

@@ -79,6 +79,22 @@ def test_every_case_in_one_attention(toy: Toy, show: Show, agree: Agree) -> None
     assert saved == 4 * (scale + case_1 + case_2 - 2 * mask)
 
 
+class Twice(nn.Module):
+    """Two scales in a row, and the product that is left is scaled by rows."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = ops.prune(x, keep)
+        logits = (y @ y.transpose(1, 2)) * 0.5 * 0.25
+        probs = (logits + torch.where(keep, 0.0, -1e4).unsqueeze(1)).softmax(-1)
+        return (probs @ y * keep.unsqueeze(-1)).sum(1)
+
+
+def test_two_scales_in_a_row(toy: Toy, agree: Agree) -> None:
+    program = WHOLE(toy(Twice()))
+    assert "hoist: 2 products with a smaller side" in program.report
+    agree(Twice(), program)
+
+
 class Keys(nn.Module):
     """The factor varies along the summed keys."""
 
