@@ -21,7 +21,7 @@ from torch import fx
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
-from tpcompile.onnxnames import name_values
+from tpcompile.onnxnames import keep_notes, name_values
 from tpcompile.onnxops import translations
 from tpcompile.program import Bound, Program, Stage, where_of
 from tpcompile.spec import TensorSpec
@@ -89,6 +89,7 @@ def emit(program: Program) -> OnnxModel:
     outputs = _demote(model, len(program.output_names))
     name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
+    keep_notes(model)
     _check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
