@@ -11,11 +11,12 @@ from tpcompile.passes.mark import Mark
 from tpcompile.passes.optimize.hoist import Hoist
 from tpcompile.passes.optimize.narrow import Narrow
 from tpcompile.passes.optimize.sink import Sink
+from tpcompile.passes.optimize.tally import Tally
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
-PLACED: tuple[GraphPass, ...] = (Narrow(), Hoist(), Sink())
+PLACED: tuple[GraphPass, ...] = (Narrow(), Tally(), Hoist(), Sink())
 """What saves work in a placed program, in order."""
 
 
@@ -52,6 +53,7 @@ __all__ = [
     "Place",
     "Recognise",
     "Sink",
+    "Tally",
     "pipeline",
     "verify",
 ]
