@@ -68,8 +68,7 @@ def _product(node: fx.Node, maps: set[str]) -> fx.Node | None:
     """Case 2: ones times the map, and what is left of the sum; behind a scale the sum stands one step back."""
     if node.target is not SUM:
         source = node.args[0]
-        made = _product(source, maps) if isinstance(source, fx.Node) and source.target is SUM else None
-        if made is None:
+        if not isinstance(source, fx.Node) or source.target is not SUM or (made := _product(source, maps)) is None:
             return None
         with node.graph.inserting_before(node):
             node.replace_input_with(source, made)
