@@ -32,6 +32,7 @@ from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
+from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.plan import AUTO, Plan, Wish, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample, collate
@@ -99,6 +100,7 @@ def compile_subject(
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
         dense = KeepAll()(after_pass[Recognise.name])
+    dense = Trim()(dense)
     if dense.output_names != compact.output_names:
         raise UsageError(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
