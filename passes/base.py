@@ -18,11 +18,15 @@ from tpcompile.program import Program, Stage
 
 @dataclass(frozen=True)
 class GraphPass:
-    """One rewriting step. Its fields are its options; it prints as ``name{option=value}``."""
+    """One rewriting step. Its fields are its options; it prints as ``name{option=value}``.
+
+    ``masked``: it works on masked form only, and a program that gathers by itself passes through.
+    """
 
     name: ClassVar[str]
     takes: ClassVar[Stage]
     gives: ClassVar[Stage]
+    masked: ClassVar[bool] = False
 
     def run(self, program: Program) -> Program:
         """The rewritten program; the stage and the history are set by the caller."""
@@ -35,7 +39,8 @@ class GraphPass:
                 f"{self.name} takes a {self.takes.name.lower()} program, this one is {program.stage.name.lower()}",
                 fix="run the passes in the pipeline's order",
             )
-        return replace(self.run(program), stage=self.gives, history=(*program.history, str(self)))
+        through = self.masked and program.gathered
+        return replace(program if through else self.run(program), stage=self.gives, history=(*program.history, str(self)))
 
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

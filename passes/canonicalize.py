@@ -4,7 +4,7 @@
 2. every reshape-like op is ``reshape`` with fixed sizes and at most one ``-1``: one constant node in an engine;
 3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
 4. ops without a rule are written in ops that have one (``passes/rules/forms.py``): splits, assignments under a mask, variances,
-   einsum; attention too, but only in a program that prunes: a dense one keeps what runtimes fuse;
+   einsum; attention too, but only in a program that masks: a dense one keeps what runtimes fuse;
 5. a prefix joined in front of rows that were computed without it becomes a selection by position (``passes/prefix.py``);
 6. 0-1 arithmetic becomes logic, and a softmax with a policy a masked one (``passes/policy.py``);
 7. equal expressions are computed once.
@@ -50,9 +50,10 @@ class Canonicalize(GraphPass):
 
     def run(self, program: Program) -> Program:
         """Return the simplified program."""
+        plain = self.attention == "plain" and not program.gathered
         draft = program.draft()
         draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-        forms = FORMS | ({ATTENTION: attention} if self.attention == "plain" else {})
+        forms = FORMS | ({ATTENTION: attention} if plain else {})
         for node in list(draft.graph.nodes):
             _random(node)
             if node.target in _CHECKS:
@@ -65,9 +66,9 @@ class Canonicalize(GraphPass):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)
-            elif node.target is aten.cat.default and self.attention == "plain":
+            elif node.target is aten.cat.default and plain:
                 _join(node)
-        if self.attention != "plain":
+        if not plain:
             return share(program.adopt(draft))
         written = list(logic(draft.graph, Masks(AxesMap(draft.graph), program.constants())))
         places = dict.fromkeys(where_of(node) for node in written)

@@ -196,9 +196,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
     rows = []
     for inputs in given:
         trace = truth.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
-        taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
-        taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
-        taps |= {f"site{i}.index": index.numpy() for i, index in enumerate(trace.index) if index is not None}
+        taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
         masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
@@ -217,6 +215,7 @@ def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outpu
             where=s.where.short,
             keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
             score=bool(s.score),
+            form="merged" if s.into else "gathered" if compact.gathered else "masked",
         )
         for s in compact.sites
     )
