@@ -49,17 +49,26 @@ class GraphPass:
 
 
 def share(program: Program) -> Program:
-    """Compute equal expressions once: equal ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0."""
-    draft, first, found = program.draft(), dict[Any, fx.Node](), False
-    for node in list(draft.graph.nodes):
+    """Compute equal expressions once, see `unite`."""
+    draft = program.draft()
+    return program.adopt(draft, refresh=not program.gathered) if unite(draft.graph) else program
+
+
+def unite(graph: fx.Graph) -> bool:
+    """Compute equal expressions once, and say whether there were any.
+
+    Equal are ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0.
+    """
+    first, found = dict[Any, fx.Node](), False
+    for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         earlier = first.setdefault((node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items())))), node)
         if earlier is not node:
             node.replace_all_uses_with(earlier)
-            draft.graph.erase_node(node)
+            graph.erase_node(node)
             found = True
-    return program.adopt(draft) if found else program
+    return found
 
 
 def _key(value: Any) -> Any:

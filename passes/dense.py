@@ -35,7 +35,9 @@ class KeepAll(GraphPass):
             UsageError: the model gathers by itself: nothing in it says what it would compute with every token.
         """
         if program.gathered:
-            raise UsageError("a model that gathers by itself has no dense form in it", fix="pass dense=module, the unpruned model")
+            raise UsageError(
+                "a model that gathers by itself has no dense form in it", fix="pass dense=module, the unpruned model"
+            )
         draft = program.draft()
         for node in list(draft.graph.nodes):
             if node.op == "call_function" and node.target is PRUNE:

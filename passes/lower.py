@@ -59,7 +59,9 @@ class Lower(GraphPass):
     def _through(self, program: Program) -> Program:
         """The program of a model whose counts are constants of its own."""
         if self.buckets or self.counts:
-            raise UsageError("the model gathers constant counts by itself: there is nothing to lower", fix="leave the lowering at auto")
+            raise UsageError(
+                "the model gathers constant counts by itself: there is nothing to lower", fix="leave the lowering at auto"
+            )
         return program
 
     def _policies(self, program: Program) -> list[Rows]:

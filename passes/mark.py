@@ -72,6 +72,7 @@ class Mark(GraphPass):
 def _native(program: Program, batch: str) -> Program:
     """Case 5: the sites of a model that gathers by itself."""
     draft, sites, report = program.draft(), [], []
+    known = {node.name for node in draft.graph.nodes}
     masked = next(iter(draft.graph.find_nodes(op="call_function", target=PRUNE)), None)
     if masked is not None:
         raise MarkError(
@@ -86,7 +87,8 @@ def _native(program: Program, batch: str) -> Program:
         names = {kind: tap.name for kind, tap in taps.items()}
         sites.append(Site(f"site{level - 1}", node.name, **({"score": ""} | names), tokens=TokenSet(level, None, where_of(node))))
         report.append(f"accepted: site{level - 1} at {where_of(node)}: the model gathers by itself")
-    return program.adopt(draft, sites=tuple(sites), report=(*program.report, *report))
+    made = any(site.keep not in known for site in sites)
+    return program.adopt(draft, refresh=made, sites=tuple(sites), report=(*program.report, *report))
 
 
 def _named(graph: fx.Graph, site: fx.Node, x: fx.Node, index: fx.Node) -> fx.Node:

@@ -81,7 +81,7 @@ def _native(program: Program, axes: AxesMap) -> dict[str, Placement]:
     first = sites[0].args[1]
     assert isinstance(first, fx.Node)
     born = {axes.axis(node, 1): level for level, node in enumerate([first, *sites])}
-    found = {}
+    found: dict[str, Placement] = {}
     for node in program.graph.nodes:
         value = node.meta.get("val")
         rank = value.dim() if isinstance(value, torch.Tensor) else 0

@@ -68,7 +68,7 @@ class Compiled:
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return emit(self.compact)
+        return self.reference if self.compact.gathered else emit(self.compact)
 
 
 def compile_subject(

@@ -175,5 +175,13 @@ def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any
         compact = _compact_bucketed
     else:
         compact = _compact_ragged if ragged else _compact
-    own = {GATHERED: _gathered, PRUNE: _prune, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}
+    own: dict[Callable[..., Any], Callable[..., Any]] = {
+        GATHERED: _gathered,
+        PRUNE: _prune,
+        RESTORE: _restore,
+        COMPACT: compact,
+        FIT: _fit,
+        TAKE: _take,
+        PUT: _put,
+    }
     return {**own, torch.ops.aten.sort.stable: _sort}

@@ -24,7 +24,6 @@ from tpcompile.ops import COMPACT, GATHERED
 from tpcompile.rows import Rows
 from tpcompile.spec import TensorSpec
 
-
 TAPS = ("keep", "score", "index", "into")
 """What a site can be asked for, under ``<site>.<tap>``."""
 

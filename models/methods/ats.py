@@ -1,13 +1,13 @@
 """ATS, adaptive token sampling (arXiv 2111.15667, ECCV 2022), sections 3.1 and 3.2: no parameters, no training.
 
-Inside the attention of a block, a token's significance is the attention that the CLS token pays it, summed over heads, times the norm of its value
-(all heads together), over the sum of all. The tokens in rising significance give a cumulative distribution; evenly spaced values are looked up
-in it, and the tokens found nearest stay, each once: many where significance is spread, few where it is concentrated. Only *queries* are dropped:
-all tokens that enter the block are still keys and values there.
+Inside the attention of a block, a token's significance is the attention that the CLS token pays it, summed over heads, times the norm of
+its value (all heads together), over the sum of all. The tokens in rising significance give a cumulative distribution; evenly spaced
+values are looked up in it, and the tokens found nearest stay, each once: many where significance is spread, few where it is concentrated.
+Only *queries* are dropped: all tokens that enter the block are still keys and values there.
 
-Deviations: the softmax is plain, where the official code's carries an eps of 1e-6 (up to 2.5e-6 in the logits of the oracle's cases). In a batch
-every sample is sampled as it is alone: the official code lets the padding of a batch into the distribution. What stays keeps its order, where
-the official code sorts by significance; nothing reads the order.
+Deviations: the softmax is plain, where the official code's carries an eps of 1e-6 (up to 2.5e-6 in the logits of the oracle's cases). In
+a batch every sample is sampled as it is alone: the official code lets the padding of a batch into the distribution. What stays keeps its
+order, where the official code sorts by significance; nothing reads the order.
 """
 
 from typing import Annotated, ClassVar
@@ -34,7 +34,7 @@ class AtsParameters(base.Parameters):
         num_tokens: the most tokens that a block keeps, the CLS token included; None: as many as the model has.
     """
 
-    ats_blocks: Blocks = [3, 4, 5, 6, 7, 8, 9, 10, 11]
+    ats_blocks: Blocks = Field(default=[3, 4, 5, 6, 7, 8, 9, 10, 11])
     num_tokens: Annotated[int, Field(ge=3)] | None = None
 
 
@@ -84,7 +84,9 @@ class AtsBlock(nn.Module):
         rows, living, index = ops.compact(x, keep, front.unsqueeze(0), score)
         rows = ops.gathered(rows, x, index, keep, torch.where(open_, score, FAR))
         heads = query.shape[1]
-        asked = fetch(query.transpose(1, 2).reshape(x.shape), index).unflatten(2, (heads, -1)).transpose(1, 2)
+        asked = (
+            fetch(query.transpose(1, 2).reshape(x.shape), index).reshape(rows.shape[0], -1, heads, query.shape[3]).transpose(1, 2)
+        )
         attention = ((asked * self.block.scale) @ key.transpose(-1, -2) + bias).softmax(dim=-1)
         context = (attention @ value).transpose(1, 2).reshape(rows.shape)
         return Step(self.block.feed_forward(self.block.attention_output(context, rows)), living)

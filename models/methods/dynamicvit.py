@@ -1,8 +1,8 @@
 """DynamicViT, dynamic token sparsification (arXiv 2106.02034, NeurIPS 2021), section 3.2, in its gathered form of inference.
 
-In front of a few blocks a trained predictor scores the tokens behind the prefix; those of highest score stay, ``int(keep_ratio * N)`` of the N
-patches of the image, and the others are gone. The masked form of training decides by Gumbel noise, and its softmax carries an eps: it is
-another function, and not this one.
+In front of a few blocks a trained predictor scores the tokens behind the prefix; those of highest score stay, ``int(keep_ratio * N)`` of
+the N patches of the image, and the others are gone. The masked form of training decides by Gumbel noise, and its softmax carries an eps:
+it is another function, and not this one.
 
 Deviations: none at batch 1 or more. N is the model's number of patches, where the official code has 196; equal scores are kept in order.
 """
@@ -90,7 +90,8 @@ def ratios(parameters: DynamicVitParameters) -> list[float]:
         return [parameters.keep_ratio ** (stage + 1) for stage in range(stages)]
     if len(parameters.keep_ratio) != stages:
         raise UsageError(
-            f"keep_ratio has {len(parameters.keep_ratio)} values, prune_loc {stages}", fix="give a ratio for each block, or one number"
+            f"keep_ratio has {len(parameters.keep_ratio)} values, prune_loc {stages}",
+            fix="give a ratio for each block, or one number",
         )
     return parameters.keep_ratio
 

@@ -1,17 +1,18 @@
 """EViT, expediting vision transformers via token reorganizations (arXiv 2202.07800, ICLR 2022), section 3.2 and equation 3.
 
-Between attention and feed-forward of a few blocks, the tokens that the CLS token attends to most stay, ``ceil(keep_rate * N)`` of the N behind
-the prefix; the others become one *fused* token: the sum of their hidden states, each times its attention, as in the official code not
-normalised. The fused token comes last, and is a token like any other to the blocks behind.
+Between attention and feed-forward of a few blocks, the tokens that the CLS token attends to most stay, ``ceil(keep_rate * N)`` of the N
+behind the prefix; the others become one *fused* token: the sum of their hidden states, each times its attention, as in the official code
+not normalised. The fused token comes last, and is a token like any other to the blocks behind.
 
-Deviations: none at batch 1 or more. Where several tokens come first (distillation, registers), all of them are kept and none is a candidate;
-equal attentions are kept in order, where the official code leaves that to the sort.
+Deviations: none at batch 1 or more. Where several tokens come first (distillation, registers), all of them are kept and none is a
+candidate; equal attentions are kept in order, where the official code leaves that to the sort.
 """
 
 import math
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from tpcompile import ops
@@ -44,7 +45,7 @@ class EvitParameters(base.Parameters):
     """
 
     base_keep_rate: Rate = 0.7
-    drop_loc: Blocks = [3, 6, 9]
+    drop_loc: Blocks = Field(default=[3, 6, 9])
     fuse_token: bool = True
 
 

@@ -77,7 +77,8 @@ def fetch(x: Tensor, index: Tensor) -> Tensor:
     """Rows of ``x: [B, N, C]`` at ``index: int64 [B, K]``: ``[B, K, C]``."""
     if x.shape[0] == 1:
         return x.index_select(1, index[0])
-    return ops.take(x, index, 0, 1)
+    rows: Tensor = ops.take(x, index, 0, 1)
+    return rows
 
 
 def ranked(score: Tensor) -> Tensor:
@@ -123,11 +124,13 @@ def check_images(method: str, parts: Parts, cls: bool = True) -> None:
     """
     if "pixel_values" not in parts.inputs:
         raise UsageError(
-            f"{method} is a method for images, and {parts.architecture} takes {parts.inputs[0]}", fix="use ltp, tome or zero_tprune"
+            f"{method} is a method for images, and {parts.architecture} takes {parts.inputs[0]}",
+            fix="use ltp, tome or zero_tprune",
         )
     if cls and not parts.cls:
         raise UsageError(
-            f"{method} scores tokens by a CLS token, and this {parts.architecture} has none", fix="build the model with class_token=True"
+            f"{method} scores tokens by a CLS token, and this {parts.architecture} has none",
+            fix="build the model with class_token=True",
         )
     check_pooled(method, parts)
 

@@ -1,11 +1,13 @@
 """JMP (reconstruction): joint merging and pruning (J. Electronic Imaging 33(4), 043045, 2024).
 
-Only the abstract could be read; no code exists. It says that JMP chooses between pruning and merging *in each sample*, by how similar its critical and
-non-critical tokens are, without trained parameters. All else here is a reconstruction on EViT's frame, and its choices are parameters:
+Only the abstract could be read; no code exists. It says that JMP chooses between pruning and merging *in each sample*, by how similar its
+critical and non-critical tokens are, without trained parameters. All else here is a reconstruction on EViT's frame, and its choices are
+parameters:
 
-between attention and feed-forward of a few blocks, the ``ceil(keep_rate * N)`` tokens that the CLS token attends to most are critical. Each other token
-has a host, the critical token most similar to it; ``s`` is the mean of those similarities over the sample. Where ``s > tau`` every other token is
-averaged into its host, ``x_j <- (x_j + sum_i x_i) / (1 + n_j)``; else it is dropped. Either way the same number of tokens stays.
+between attention and feed-forward of a few blocks, the ``ceil(keep_rate * N)`` tokens that the CLS token attends to most are critical.
+Each other token has a host, the critical token most similar to it; ``s`` is the mean of those similarities over the sample. Where ``s >
+tau`` every other token is averaged into its host, ``x_j <- (x_j + sum_i x_i) / (1 + n_j)``; else it is dropped. Either way the same
+number of tokens stays.
 
 Deviations: not known. Figures of the paper are not claimed for it.
 """
@@ -50,7 +52,7 @@ class JmpParameters(base.Parameters):
     """
 
     keep_rate: Rate = 0.7
-    locations: Blocks = [3, 6, 9]
+    locations: Blocks = Field(default=[3, 6, 9])
     tau: Annotated[float, Field(ge=-1, le=1)] = 0.5
     merge_where: Literal["similar", "dissimilar"] = "similar"
     choice: Literal["sample", "token"] = "sample"
@@ -80,16 +82,16 @@ class JmpBlock(nn.Module):
 
     def __init__(self, block: Block, prefix: int, parameters: JmpParameters) -> None:
         super().__init__()
-        self.block, self.prefix, self.parameters = block, prefix, parameters
+        self.block, self.prefix, self.options = block, prefix, parameters
 
     def forward(self, x: Tensor, alive: Tensor) -> Step:
         """``x: [B, N, C]``, ``alive: bool [B, N]``, all True, to ``[B, K, C]``."""
         x, attention, key = attend(self.block, x)
         score = attention_of_cls(attention, self.prefix)
-        front = self.prefix + math.ceil(self.parameters.keep_rate * score.shape[1])
+        front = self.prefix + math.ceil(self.options.keep_rate * score.shape[1])
         order = behind(self.prefix, ranked(score))
         index, lost = order[:, :front], order[:, front:]
-        features = x if self.parameters.features == "states" else key.transpose(1, 2).flatten(2)
+        features = x if self.options.features == "states" else key.transpose(1, 2).flatten(2)
         features = nn.functional.normalize(features, dim=-1)
         likeness, host = (fetch(features, lost) @ fetch(features, index[:, self.prefix :]).transpose(-1, -2)).max(dim=-1)
         merge = self.chosen(likeness)
@@ -105,7 +107,7 @@ class JmpBlock(nn.Module):
 
     def chosen(self, likeness: Tensor) -> Tensor:
         """Which tokens merge: similarities ``[B, M]`` to bool ``[B, M]``."""
-        if self.parameters.choice == "sample":
+        if self.options.choice == "sample":
             likeness = likeness.mean(dim=1, keepdim=True).expand_as(likeness)
-        above = likeness > self.parameters.tau
-        return above if self.parameters.merge_where == "similar" else torch.logical_not(above)
+        above = likeness > self.options.tau
+        return above if self.options.merge_where == "similar" else torch.logical_not(above)

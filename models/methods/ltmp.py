@@ -1,14 +1,14 @@
 """LTMP, learned thresholds for token merging and pruning (arXiv 2307.10780, TMLR 2023), section 3, in its form of inference.
 
-Between attention and feed-forward of every block, two decisions. *Merge*: tokens at even positions look for the token at an odd position with
-the most similar keys, as in ToMe, and merge into it where their cosine exceeds the block's threshold; a merged token is the mean of its tokens,
-weighted by their sizes, and is as important as the most important of them. *Prune*: a token stays where its importance, the attention it
-receives averaged over heads and queries, exceeds the block's other threshold. Keys count with the logarithm of their size. What stays stands
-in the order that the next block's even and odd positions follow from: even tokens that did not merge, then odd ones. How many stay depends on the
-sample. Without ``prune_thresholds`` it is LTM, without ``merge_thresholds`` LTP of the same paper.
+Between attention and feed-forward of every block, two decisions. *Merge*: tokens at even positions look for the token at an odd position
+with the most similar keys, as in ToMe, and merge into it where their cosine exceeds the block's threshold; a merged token is the mean of
+its tokens, weighted by their sizes, and is as important as the most important of them. *Prune*: a token stays where its importance, the
+attention it receives averaged over heads and queries, exceeds the block's other threshold. Keys count with the logarithm of their size.
+What stays stands in the order that the next block's even and odd positions follow from: even tokens that did not merge, then odd ones.
+How many stay depends on the sample. Without ``prune_thresholds`` it is LTM, without ``merge_thresholds`` LTP of the same paper.
 
-The masked form of training is another function as soon as one token is gone (dead tokens count in the means and keep their positions), and not
-this one.
+The masked form of training is another function as soon as one token is gone (dead tokens count in the means and keep their positions),
+and not this one.
 
 Deviations: none at batch 1. In a batch, where the official code needs equal counts, every sample is computed as it is alone. More leading
 tokens than the CLS token are protected as that is.
@@ -113,7 +113,7 @@ class LtmpBlock(nn.Module):
         return Step(self.block.feed_forward(rows), living), size
 
     def importance(self, attention: Tensor, alive: Tensor) -> Tensor:
-        """The attention ``[B, H, N, N]`` that a token receives, averaged over heads and living queries: ``[B, N]``; infinite for the prefix."""
+        """What a token receives of ``[B, H, N, N]``, mean over heads and living queries: ``[B, N]``; infinite for the prefix."""
         counted = alive.to(attention.dtype)
         received = (attention * counted[:, None, :, None]).sum(dim=(1, 2))
         mean = received / (counted.sum(dim=1, keepdim=True) * attention.shape[1])

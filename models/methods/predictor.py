@@ -35,6 +35,13 @@ class Predictor(nn.Module):
         return scores.select(-1, 0)
 
 
+def parts_of(weights: Mapping[str, Tensor], width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of all predictors of a model, as many as ``weights`` tells of."""
+    stages = 1 + max(int(name.split(".")[1]) for name in weights)
+    predictors = nn.ModuleList(Predictor(width) for _ in range(stages))
+    return {f"{ATTRIBUTE}.{name}": tuple(weight.shape) for name, weight in predictors.state_dict().items()}
+
+
 def attach(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a model its trained predictors.
 
@@ -63,6 +70,7 @@ def attached(method: str, parts: Parts, stages: int) -> list[Any]:
         )
     if len(predictors) != stages:
         raise UsageError(
-            f"prune_loc names {stages} blocks, the checkpoint has {len(predictors)} predictors", fix=f"give {len(predictors)} blocks"
+            f"prune_loc names {stages} blocks, the checkpoint has {len(predictors)} predictors",
+            fix=f"give {len(predictors)} blocks",
         )
     return list(predictors)

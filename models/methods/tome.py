@@ -1,14 +1,14 @@
 """ToMe, token merging (arXiv 2210.09461, ICLR 2023), sections 3.2 to 3.4 and appendix D: no training, no threshold.
 
 Between attention and feed-forward of every block, the r pairs of tokens with the most similar keys become one token each. Tokens at even
-positions look for their most similar token at an odd position; the r most similar of them merge into it, several into one where they choose
-the same. A merged token is the mean of its tokens, each weighted by its size, the number of patches in it. With *proportional attention* the
-logarithm of a key's size is added to its logits. Kept tokens stand in the order that the next block's even and odd positions follow from:
-even ones that did not merge, then the odd ones.
+positions look for their most similar token at an odd position; the r most similar of them merge into it, several into one where they
+choose the same. A merged token is the mean of its tokens, each weighted by its size, the number of patches in it. With *proportional
+attention* the logarithm of a key's size is added to its logits. Kept tokens stand in the order that the next block's even and odd
+positions follow from: even ones that did not merge, then the odd ones.
 
 Deviations: none at batch 1 or more. Equal similarities are taken in order, where the official code leaves that to the sort; more than two
-leading tokens (registers) are protected as the CLS token and the distillation token are. For an encoder of texts (not in the paper) padding
-neither merges nor is merged into, and as many pairs merge as fit.
+leading tokens (registers) are protected as the CLS token and the distillation token are. For an encoder of texts (not in the paper)
+padding neither merges nor is merged into, and as many pairs merge as fit.
 """
 
 from typing import Annotated, ClassVar, NamedTuple
@@ -98,7 +98,7 @@ class TomeBlock(nn.Module):
         pairs = Pairs(order[:, r:].sort(dim=1).values, order[:, :r], match.gather(1, order[:, :r]))
         size = torch.ones_like(x[:, :, :1]) if size is None else size
         rows, sizes = pairs.merge(x, size)
-        rows = ops.gathered(rows, x, pairs.index(x), into=pairs.into(x))
+        rows = ops.gathered(rows, x, pairs.stored(x), into=pairs.into(x))
         return Step(self.block.feed_forward(rows), torch.ones_like(rows.select(2, 0), dtype=torch.bool)), sizes
 
 
@@ -124,7 +124,7 @@ class Pairs(NamedTuple):
         sizes = torch.cat([fetch(size, own), sums[:, :, -1:]], dim=1)
         return torch.cat([fetch(x, own), sums[:, :, :-1] / sums[:, :, -1:]], dim=1), sizes
 
-    def index(self, x: Tensor) -> Tensor:
+    def stored(self, x: Tensor) -> Tensor:
         """The position in ``x: [B, N, C]`` of each row that stays: int64 ``[B, N - r]``."""
         odd = torch.arange(x.shape[1] // 2, device=x.device).expand(x.shape[0], -1) * 2 + 1
         return torch.cat([2 * self.left, odd], dim=1)
@@ -156,7 +156,8 @@ def likeness(key: Tensor, prefix: int, alive: Tensor | None = None) -> Tensor:
     if alive is not None:
         dead = torch.logical_not(alive)
         closed = torch.logical_or(closed, torch.logical_or(dead[:, ::2].unsqueeze(2), dead[:, 1::2].unsqueeze(1)))
-    return similarity.masked_fill(closed, FAR)
+    masked: Tensor = similarity.masked_fill(closed, FAR)
+    return masked
 
 
 def schedule(parameters: TomeParameters, depth: int) -> list[int]:

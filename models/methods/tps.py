@@ -1,11 +1,12 @@
 """TPS, joint token pruning and squeezing (arXiv 2304.10716, CVPR 2023), equations 4 to 6: dTPS and eTPS.
 
-Tokens are chosen as another method chooses them. *dTPS*: in front of a block, by DynamicViT's predictor, ``int(keep_ratio * N)`` of the image's N
-patches. *eTPS*: behind a block's attention, by the CLS token's attention as in EViT. Then each token that is not kept is squeezed into its *host*,
-the kept token with the most similar features: ``x_j <- (e x_j + sum_i exp(c_ij / T) y_i) / (e + sum_i exp(c_ij / T))``, with the cosine c.
+Tokens are chosen as another method chooses them. *dTPS*: in front of a block, by DynamicViT's predictor, ``int(keep_ratio * N)`` of the
+image's N patches. *eTPS*: behind a block's attention, by the CLS token's attention as in EViT. Then each token that is not kept is
+squeezed into its *host*, the kept token with the most similar features: ``x_j <- (e x_j + sum_i exp(c_ij / T) y_i) / (e + sum_i exp(c_ij
+/ T))``, with the cosine c.
 
-Deviations: dTPS none at batch 1 or more (N is the model's number of patches, where the official code has 196). eTPS has no official code that runs:
-its place and score are EViT's, its count is dTPS's, so that one ``keep_ratio`` means the same for both.
+Deviations: dTPS none at batch 1 or more (N is the model's number of patches, where the official code has 196). eTPS has no official code
+that runs: its place and score are EViT's, its count is dTPS's, so that one ``keep_ratio`` means the same for both.
 """
 
 import math
@@ -106,9 +107,11 @@ class TpsBlock(nn.Module):
         own = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         into = own.scatter(1, lost, index[:, self.prefix :].gather(1, cosine.argmax(dim=-1)))
         rows = torch.cat([x[:, : self.prefix], squeezed], dim=1)
-        return ops.gathered(rows, x, index, score=scored(self.prefix, score), into=into)
+        marked: Tensor = ops.gathered(rows, x, index, score=scored(self.prefix, score), into=into)
+        return marked
 
 
 def _unit(x: Tensor) -> Tensor:
     """Features ``[B, N, C]`` over their norms."""
-    return x / (x.norm(dim=-1, keepdim=True) + EPS)
+    unit: Tensor = x / (x.norm(dim=-1, keepdim=True) + EPS)
+    return unit

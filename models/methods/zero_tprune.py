@@ -1,16 +1,17 @@
-"""Zero-TPrune (arXiv 2305.17328, CVPR 2024), sections 3.2 and 3.3: no training; a weighted PageRank on the attention, and duplicates by keys.
+"""Zero-TPrune (arXiv 2305.17328, CVPR 2024), sections 3.2 and 3.3: a weighted PageRank on the attention, and duplicates by keys.
 
-A stage stands behind a block, and uses that block's attention and keys. *I'*: one vote of the PageRank ranks the tokens. *S*: the less important half is
-group A, the other half group B (the variant Sequential-U); each token of A is matched to the token of B with the most similar key, and the pairs of
-highest similarity lose their token of A. *I*: the PageRank over what is left, to its end; those of highest score stay.
+A stage stands behind a block, and uses that block's attention and keys. *I'*: one vote of the PageRank ranks the tokens. *S*: the less
+important half is group A, the other half group B (the variant Sequential-U); each token of A is matched to the token of B with the most
+similar key, and the pairs of highest similarity lose their token of A. *I*: the PageRank over what is left, to its end; those of highest
+score stay.
 
-PageRank of a head: ``s <- A^T s``, from equal shares with the CLS token's larger by ``sqrt(N)``. Heads count whose scores vary neither too little nor
-too much over the tokens; over them the score is the root of the mean square.
+PageRank of a head: ``s <- A^T s``, from equal shares with the CLS token's larger by ``sqrt(N)``. Heads count whose scores vary neither
+too little nor too much over the tokens; over them the score is the root of the mean square.
 
-No code exists, and some details could not be read. Choices of ours, each a reconstruction: scores are scaled to a mean of 1 before their variance
-is held against ``v_min`` and ``v_max`` (on scores that sum to 1 the published bounds exclude every head), and where no head is left, all count; keys are
-those of all heads side by side; in *I* the tokens that *S* dropped cast no vote and get none, and the votes of the others are scaled to sum to 1; the places and
-counts of the stages are parameters, in shares of the tokens.
+No code exists, and some details could not be read. Choices of ours, each a reconstruction: scores are scaled to a mean of 1 before their
+variance is held against ``v_min`` and ``v_max`` (on scores that sum to 1 the published bounds exclude every head), and where no head is
+left, all count; keys are those of all heads side by side; in *I* the tokens that *S* dropped cast no vote and get none, and the votes of
+the others are scaled to sum to 1; the places and counts of the stages are parameters, in shares of the tokens.
 """
 
 import math
@@ -24,7 +25,18 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Step
-from tpcompile.models.methods.gathered import GatheredMethod, Plain, Rate, attend, behind, check_blocks, check_images, fetch, ranked, scored
+from tpcompile.models.methods.gathered import (
+    GatheredMethod,
+    Plain,
+    Rate,
+    attend,
+    behind,
+    check_blocks,
+    check_images,
+    fetch,
+    ranked,
+    scored,
+)
 
 
 class Stage(BaseModel):
@@ -83,7 +95,7 @@ class Pruning(nn.Module):
 
     def __init__(self, block: Block, prefix: int, stage: Stage, parameters: ZeroTpruneParameters) -> None:
         super().__init__()
-        self.block, self.prefix, self.stage, self.parameters = block, prefix, stage, parameters
+        self.block, self.prefix, self.stage, self.options = block, prefix, stage, parameters
 
     def forward(self, x: Tensor, alive: Tensor) -> Step:
         """``x: [B, N, C]``, ``alive: bool [B, N]``, all True, to ``[B, K, C]``."""
@@ -101,7 +113,7 @@ class Pruning(nn.Module):
 
     def distinct(self, attention: Tensor, key: Tensor, similar: int) -> Tensor:
         """*I'* and *S*: bool ``[B, N]``, False for the tokens that have a double."""
-        batch, _, tokens, _ = key.shape
+        tokens = key.shape[2]
         everyone = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool)
         if similar == 0:
             return everyone
@@ -129,12 +141,12 @@ class Pruning(nn.Module):
         voters = left.to(attention.dtype)
         count = voters.sum(dim=1, keepdim=True)
         first = torch.arange(voters.shape[1], device=voters.device) == 0
-        share = torch.where(first, count.sqrt(), voters) if self.parameters.cls_boost else voters
+        share = torch.where(first, count.sqrt(), voters) if self.options.cls_boost else voters
         score = (share / share.sum(dim=1, keepdim=True) * count)[:, None, None, :].expand(-1, votes.shape[1], -1, -1)
         for _ in range(iterations):
             score = score @ votes
         score = score.squeeze(2)
         spread = ((score - 1.0).square() * voters.unsqueeze(1)).sum(dim=2) / count
-        counts = torch.logical_and(spread >= self.parameters.v_min, spread <= self.parameters.v_max)
+        counts = torch.logical_and(spread >= self.options.v_min, spread <= self.options.v_max)
         counts = torch.logical_or(counts, torch.logical_not(counts.any(dim=1, keepdim=True))).to(score.dtype).unsqueeze(2)
         return ((score.square() * counts).sum(dim=1) / counts.sum(dim=1)).sqrt()
