@@ -21,9 +21,12 @@ from torch.utils import _pytree as pytree
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
 from tpcompile.frames import user_frame
-from tpcompile.ops import COMPACT
+from tpcompile.ops import COMPACT, GATHERED
 from tpcompile.rows import Rows
 from tpcompile.spec import TensorSpec
+
+TAPS = ("keep", "score", "index", "into")
+"""What a site can be asked for, under ``<site>.<tap>``."""
 
 
 class Stage(enum.IntEnum):
@@ -46,7 +49,8 @@ class Site:
         score: name of the float ``[B, N]`` node it came from, or empty.
         tokens: the token set born here.
         pinned: number of leading tokens that are stored even when dropped, because something reads their position.
-        index: name of the node with the stored positions ``[B, K]``, once compact.
+        index: name of the node with the stored positions ``[B, K]``, once compact, or where the model gathers by itself.
+        into: name of the int64 ``[B, N]`` node that says into which row of the site's storage each token merged, or empty.
     """
 
     name: str
@@ -56,6 +60,12 @@ class Site:
     tokens: TokenSet
     pinned: int = 0
     index: str = ""
+    into: str = ""
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """What the site decides: tap (``keep``, ``score``, ``index``, ``into``) -> node, for those that it has."""
+        return {kind: name for kind in TAPS if (name := getattr(self, kind))}
 
     @property
     def where(self) -> Where:
@@ -95,12 +105,20 @@ class Trace:
         keep: per site, bool ``[B, N_i]`` on the storage the site sees.
         score: per site, float ``[B, N_i]`` or None.
         index: per site, int64 ``[B, K_i]`` positions stored; None in masked form.
+        into: per site, int64 ``[B, N_i]`` rows merged into; None where nothing merges.
     """
 
     outputs: dict[str, Tensor]
     keep: tuple[Tensor, ...]
     score: tuple[Tensor | None, ...]
     index: tuple[Tensor | None, ...]
+    into: tuple[Tensor | None, ...] = ()
+
+    @property
+    def taps(self) -> dict[str, Tensor]:
+        """The same by the names that an engine's taps have: ``site0.keep``."""
+        found = {"keep": self.keep, "score": self.score, "index": self.index, "into": self.into}
+        return {f"site{i}.{kind}": tap for kind, taps in found.items() for i, tap in enumerate(taps) if tap is not None}
 
 
 @dataclass(frozen=True)
@@ -145,12 +163,12 @@ class Program:
         Raises:
             TypeError: an input is missing or unknown.
         """
-        values, seen = self._run(inputs, [n for site in self.sites for n in (site.keep, site.score, site.index) if n])
+        values, seen = self._run(inputs, [name for site in self.sites for name in site.taps.values()])
 
         def pick(attribute: str) -> tuple[Any, ...]:
             return tuple(seen.get(getattr(site, attribute)) for site in self.sites)
 
-        return Trace(values, pick("keep"), pick("score"), pick("index"))
+        return Trace(values, pick("keep"), pick("score"), pick("index"), pick("into"))
 
     def values(self, nodes: Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
         """Run in eager torch and return the values of these nodes, by name.
@@ -200,6 +218,11 @@ class Program:
         return dict(zip((spec.name for spec in self.inputs), leaves, strict=True))
 
     @property
+    def gathered(self) -> bool:
+        """The model gathers by itself (``ops.gathered``): nothing is to be proved, and the program passes through as it is."""
+        return any(True for _ in self.graph.find_nodes(op="call_function", target=GATHERED))
+
+    @property
     def rows(self) -> tuple[Rows, ...]:
         """How many rows each site stores, once compact; empty before."""
         names = ("x", "keep", "pinned", "score", "ladder", "limit")
@@ -236,7 +259,7 @@ class Program:
             refresh: compute the metadata; without, every new node must have its own.
             changes: other fields of the Program to replace.
         """
-        decided = {n for site in changes.get("sites", self.sites) for n in (site.keep, site.score, site.index)}
+        decided = {n for site in changes.get("sites", self.sites) for n in site.taps.values()}
         draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in decided)
         draft.graph.lint()
         draft.recompile()

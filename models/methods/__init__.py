@@ -9,11 +9,21 @@ from torch import nn
 
 from tpcompile.errors import UsageError
 from tpcompile.models.families import find
+from tpcompile.models.methods.ats import Ats
 from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
 from tpcompile.models.methods.cls_attention import ClsAttention
+from tpcompile.models.methods.dynamicvit import DynamicVit
+from tpcompile.models.methods.evit import Evit
+from tpcompile.models.methods.jmp import Jmp
+from tpcompile.models.methods.ltmp import Ltmp
 from tpcompile.models.methods.ltp import Ltp
+from tpcompile.models.methods.tome import Tome
+from tpcompile.models.methods.tps import Tps
+from tpcompile.models.methods.zero_tprune import ZeroTprune
 
-METHODS: dict[str, type[Method]] = {Ltp.name: Ltp, ClsAttention.name: ClsAttention}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Ltp, ClsAttention, Evit, Tome, DynamicVit, Tps, Ats, Ltmp, ZeroTprune, Jmp)
+}
 """Name -> method."""
 
 
