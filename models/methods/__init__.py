@@ -9,11 +9,19 @@ from torch import nn
 
 from tpcompile.errors import UsageError
 from tpcompile.models.families import find
+from tpcompile.models.methods.as_vit import AsVit
 from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
 from tpcompile.models.methods.cls_attention import ClsAttention
 from tpcompile.models.methods.ltp import Ltp
 
-METHODS: dict[str, type[Method]] = {Ltp.name: Ltp, ClsAttention.name: ClsAttention}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Ltp,
+        ClsAttention,
+        AsVit,
+    )
+}
 """Name -> method."""
 
 

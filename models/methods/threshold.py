@@ -17,9 +17,7 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-
-MASKED = -10000.0
-"""Added to the logits of dead keys; far enough below any logit that their softmax is exactly 0 in float32."""
+from tpcompile.models.methods.masked import attention, joined, leading
 
 FLOOR = 1e-5
 """Lower bound of an active threshold, as in the official LTP: it keeps tokens without attention, the dead ones, below every one."""
@@ -65,16 +63,11 @@ class ThresholdLayer(nn.Module):
             alive: bool ``[B, N]``, tokens alive at entry.
             score_of: the method's score.
         """
-        query, key, value = self.block.qkv(x)
-        logits = query @ key.transpose(-1, -2) * self.block.scale
-        logits = logits + torch.where(alive, 0.0, MASKED)[:, None, None, :]
-        # Dead queries count for nothing: neither in the context nor in the score.
-        attention = logits.softmax(dim=-1) * alive.to(x.dtype)[:, None, :, None]
-        context = (attention @ value).transpose(1, 2).reshape(x.shape)
-        x = self.block.attention_output(context, x)
+        weights, value = attention(self.block, x, alive)
+        x = self.block.attention_output(joined(weights @ value, x), x)
         if not self.active:
             return Step(self.block.feed_forward(x), alive)
-        score = score_of(attention)
+        score = score_of(weights)
         keep = torch.logical_and(alive, self._wanted(score))
         return Step(self.block.feed_forward(ops.prune(x, keep, score)), keep, score, x)
 
@@ -83,7 +76,7 @@ class ThresholdLayer(nn.Module):
         wanted = score >= self.threshold
         if not self.protected:
             return wanted
-        return torch.logical_or(wanted, torch.arange(score.shape[1], device=score.device) < self.protected)
+        return torch.logical_or(wanted, leading(score, self.protected))
 
 
 class ThresholdMethod(Method):
