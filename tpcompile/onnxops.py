@@ -1,4 +1,4 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, restore, compact, take and put."""
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take and put."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import onnxscript
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 
-from tpcompile.ops import COMPACT, FIT, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR, Rows
+from tpcompile.rows import FAR
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
@@ -18,6 +18,16 @@ BOOLEAN, INTEGER, REAL = 9, 7, 1
 
 def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
     y: FLOAT = op.Identity(x)
+    return y
+
+
+def _rank(score: FLOAT) -> INT64:
+    """By comparing every two tokens: runtimes' sorts differ in what they make of equal scores."""
+    own, other = op.Unsqueeze(score, op.Constant(value_ints=[2])), op.Unsqueeze(score, op.Constant(value_ints=[1]))
+    places = _places(score)
+    later, earlier = op.Unsqueeze(places, op.Constant(value_ints=[2])), op.Unsqueeze(places, op.Constant(value_ints=[1]))
+    before = op.Or(op.Greater(other, own), op.And(op.Equal(other, own), op.Less(earlier, later)))
+    y: INT64 = op.ReduceSum(op.Cast(before, to=INTEGER), op.Constant(value_ints=[2]), keepdims=0)
     return y
 
 
@@ -152,11 +162,13 @@ def _put(base: FLOAT, rows: FLOAT, index: INT64, keep: BOOL) -> FLOAT:
 def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
-    policy = program.rows[0] if program.rows else Rows()
-    if policy.limit:
-        compact: Callable[..., Any] = _compact_static
-    elif policy.ladder:
-        compact = _compact_bucketed
-    else:
-        compact = _compact_ragged if ragged else _compact
-    return {PRUNE: _prune, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}
+    free = _compact_ragged if ragged else _compact
+
+    def compact(
+        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+    ) -> tuple[FLOAT, BOOL, INT64]:
+        if limit:
+            return _compact_static(x, keep, pinned, score, ladder, limit)
+        return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)
+
+    return {PRUNE: _prune, RANK: _rank, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}

@@ -1,6 +1,6 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
-Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
+Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
 data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join, each sample by its own
 positions; ``put`` is what ``restore`` becomes.
 """
@@ -14,7 +14,9 @@ from torch import Tensor
 from tpcompile import rows
 from tpcompile.rows import MIN_COUNT, Rows, store
 
-__all__ = ["COMPACT", "FIT", "MIN_COUNT", "PRUNE", "PUT", "RESTORE", "TAKE", "compact", "fit", "prune", "put", "restore", "take"]
+__all__ = [
+    "COMPACT", "FIT", "MIN_COUNT", "PRUNE", "PUT", "RANK", "RESTORE", "TAKE", "compact", "fit", "prune", "put", "rank", "restore", "take"
+]  # fmt: skip
 
 
 @torch.library.custom_op("tpcompile::prune", mutates_args=())
@@ -42,6 +44,27 @@ def _straight(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 prune.register_autograd(_straight)  # the identity: a marked model trains as it did
+
+
+@torch.library.custom_op("tpcompile::rank", mutates_args=())
+def rank(score: Tensor) -> Tensor:
+    """How many tokens of the same sample stand before each token: those that score higher, and of equal ones those in front.
+
+    Ranks of a sample are a permutation, so ``rank(score) < k`` keeps exactly ``min(k, N)``: a fixed count, which the compiler knows. A dropped
+    token must score -inf (``where(alive, score, -inf)``): then it stands behind every living one.
+
+    Args:
+        score: float ``[B, N]``.
+
+    Returns:
+        int64 ``[B, N]``.
+    """
+    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+@rank.register_fake
+def _(score: Tensor) -> Tensor:
+    return torch.empty_like(score, dtype=torch.int64)
 
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())
@@ -178,6 +201,7 @@ def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
 
 
 PRUNE = torch.ops.tpcompile.prune.default
+RANK = torch.ops.tpcompile.rank.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
 FIT = torch.ops.tpcompile.fit.default

@@ -46,6 +46,7 @@ class Site:
         tokens: the token set born here.
         pinned: number of leading tokens that are stored even when dropped, because something reads their position.
         index: name of the node with the stored positions ``[B, K]``, once compact.
+        most: the largest number of rows the site can have to store, where the program shows one: then it stores as many, always.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Site:
     tokens: TokenSet
     pinned: int = 0
     index: str = ""
+    most: int | None = None
 
     @property
     def where(self) -> Where:

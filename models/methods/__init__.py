@@ -13,6 +13,8 @@ from tpcompile.models.methods.as_vit import AsVit
 from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
 from tpcompile.models.methods.cls_attention import ClsAttention
 from tpcompile.models.methods.ltp import Ltp
+from tpcompile.models.methods.power_bert import PowerBert
+from tpcompile.models.methods.top import Top
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -20,6 +22,8 @@ METHODS: dict[str, type[Method]] = {
         Ltp,
         ClsAttention,
         AsVit,
+        Top,
+        PowerBert,
     )
 }
 """Name -> method."""
