@@ -1,7 +1,7 @@
 """placed -> compact: dropped tokens are gone.
 
-1. a site becomes one ``compact`` (of constant count where its keep mask shows one), of what its first ``prune`` takes; where that is computed on the new set already, of the first rows that
-   are gathered to it. Every other row is gathered by its index;
+1. a site becomes one ``compact`` (of constant count where its keep mask shows one), of what its first ``prune`` takes; where that is
+   computed on the new set already, of the first rows that are gathered to it. Every other row is gathered by its index;
 2. an operand on an older set than its factor's is gathered, once per set; what stands on a set comes behind its decision (``schedule``);
 3. a size argument of a dim on a newer set becomes that set's size; a size used as a *number* stays the full sequence's;
 4. position 0 is always stored, and every pinned prefix with it: a set is never empty;

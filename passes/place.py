@@ -30,7 +30,7 @@ from tpcompile.passes.facts import Facts
 from tpcompile.passes.levels import Levels, refusal
 from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
-from tpcompile.program import Program, Site, Stage, where_of
+from tpcompile.program import Program, Stage, where_of
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,12 @@ class Place(GraphPass):
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
-        sites = tuple(replace(s, most=_most(program, s, facts.first_kept(s.tokens.level))) for s in sites)
+        sites = tuple(replace(s, most=most(program.node(s.keep), max(s.pinned, 1))) for s in sites)
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
         assumed = (*program.assumptions, *proof.assumed, *dict.fromkeys(assumptions(program, axes, facts)))
         return replace(
             program, sites=sites, placements=placements, assumptions=assumed, bounds=tuple(bounds(program, axes, facts))
         )
-
-
-def _most(program: Program, site: Site, first_kept: bool) -> int | None:
-    """The largest number of rows that a site can have to store, where the program shows one: kept ones, and pinned ones beside them."""
-    kept = most(program.node(site.keep))
-    beside = site.pinned if site.pinned > 1 else 0 if first_kept else 1
-    return None if kept is None else kept + beside
 
 
 class Proof:

@@ -1,8 +1,8 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
-Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
-data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join, each sample by its own
-positions; ``put`` is what ``restore`` becomes.
+Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
+``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
+each sample by its own positions; ``put`` is what ``restore`` becomes.
 """
 
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ prune.register_autograd(_straight)  # the identity: a marked model trains as it 
 def rank(score: Tensor) -> Tensor:
     """How many tokens of the same sample stand before each token: those that score higher, and of equal ones those in front.
 
-    Ranks of a sample are a permutation, so ``rank(score) < k`` keeps exactly ``min(k, N)``: a fixed count, which the compiler knows. A dropped
-    token must score -inf (``where(alive, score, -inf)``): then it stands behind every living one.
+    Ranks of a sample are a permutation, so ``rank(score) < k`` keeps exactly ``min(k, N)``: a fixed count, which the compiler knows. A
+    dropped token must score -inf (``where(alive, score, -inf)``): then it stands behind every living one.
 
     Args:
         score: float ``[B, N]``.

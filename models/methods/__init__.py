@@ -15,6 +15,7 @@ from tpcompile.models.methods.cls_attention import ClsAttention
 from tpcompile.models.methods.ltp import Ltp
 from tpcompile.models.methods.power_bert import PowerBert
 from tpcompile.models.methods.top import Top
+from tpcompile.models.methods.transkimmer import Transkimmer
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
         AsVit,
         Top,
         PowerBert,
+        Transkimmer,
     )
 }
 """Name -> method."""

@@ -1,8 +1,8 @@
 """AS-ViT, adaptive sparse ViT (arXiv 2209.13802, IJCAI 2023), evaluation at batch 1: learned thresholds on a CLS attention.
 
-In block ``l`` with heads' contexts ``o = A V`` a patch ``n`` scores ``s[n] = sum_h w[h, n] * A[h, 0, n]``, where ``w[h, n] = |o[h, n]| / (sum_h'
-|o[h', n]| + 1e-8)`` weighs the heads (the paper's eq. 5 and 6). At the *entry* of each listed block the patches that scored above the stage's
-threshold in the block before stay (strictly above). CLS always stays; survivors keep their order; nothing is merged.
+In block ``l`` with heads' contexts ``o = A V`` a patch ``n`` scores ``s[n] = sum_h w[h, n] * A[h, 0, n]``, where ``w[h, n] = |o[h, n]| /
+(sum_h' |o[h', n]| + 1e-8)`` weighs the heads. At the *entry* of each listed block the patches that scored
+above the stage's threshold in the block before stay (strictly above). CLS always stays; survivors keep their order; nothing is merged.
 
 Deviations:
 
@@ -91,7 +91,8 @@ def _score(weights: Tensor, context: Tensor) -> Tensor:
     """Attention ``[B, H, N, N]`` and contexts ``[B, H, N, D]`` to a score per token ``[B, N]``."""
     norms = torch.linalg.vector_norm(context, dim=-1)
     share = norms / (norms.sum(dim=1, keepdim=True) + EPS)
-    return (share * weights.select(2, 0)).sum(dim=1)
+    score: Tensor = (share * weights.select(2, 0)).sum(dim=1)
+    return score
 
 
 class AsVit(Method):

@@ -21,7 +21,7 @@ class ClsAttention(ThresholdMethod):
 
     def __init__(self, parts: Parts, parameters: ThresholdParameters) -> None:
         demand_cls(self.name, parts)
-        super().__init__(parts, parameters, parts.prefix)
+        super().__init__(parts, parameters, parameters.thresholds, parts.prefix)
 
     def score(self, x: Tensor, alive: Tensor) -> Score:
         """The attention that the first token's query pays a token: mean over heads."""

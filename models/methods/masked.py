@@ -1,6 +1,7 @@
 """What methods in masked form share: attention that no dropped token takes part in, a mask of the prefix, decisions at block entries."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def joined(context: Tensor, x: Tensor) -> Tensor:
 
 
 def leading(x: Tensor, count: int) -> Tensor:
-    """bool ``[N]``, True for the first ``count`` tokens of ``x: [B, N, ...]``. A comparison, since a pruned axis has no fixed slices."""
+    """True for the first ``count`` tokens of ``x: [B, N, ...]``, bool ``[N]``: a comparison, since a pruned axis has no fixed slices."""
     return torch.arange(x.shape[1], device=x.device) < count
 
 
@@ -51,7 +52,7 @@ def check_locations(name: str, locations: Sequence[int], blocks: int, first: int
     Raises:
         UsageError: naming the parameter and what it may hold.
     """
-    rising = all(a < b for a, b in zip(locations, locations[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(locations))
     if not rising or not all(first <= block < blocks for block in locations):
         raise UsageError(
             f"{name} is {list(locations)}, the model has blocks 0 to {blocks - 1}",

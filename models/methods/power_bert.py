@@ -1,8 +1,8 @@
 """PoWER-BERT (ICML 2020, arXiv 2001.08950): a fixed number of word vectors leaves every layer.
 
-In layer ``l`` a token's significance is the attention it receives, ``sig[w] = sum_q mean_h A[h, q, w] - mean_h A[h, w, w]``: its column without
-the diagonal (the paper's eq. 1 takes the sum over heads; the mean ranks the same). Behind the attention's LayerNorm and before the
-feed-forward, CLS and the ``retention[l] - 1`` most significant other tokens stay, in their own order.
+In layer ``l`` a token's significance is the attention it receives, ``sig[w] = sum_q mean_h A[h, q, w] - mean_h A[h, w, w]``: its column
+without the diagonal (the paper sums over heads; the mean ranks the same). Behind the attention's LayerNorm and before
+the feed-forward, CLS and the ``retention[l] - 1`` most significant other tokens stay, in their own order.
 
 Deviations:
 
@@ -80,7 +80,8 @@ class PowerBert(Method):
         counts, layers = parameters.retention, len(parts.blocks)
         if len(counts) != layers or sorted(counts, reverse=True) != counts:
             raise UsageError(
-                f"retention is {counts}, the model has {layers} layers", fix=f"pass {layers} counts of tokens, none above the one before"
+                f"retention is {counts}, the model has {layers} layers",
+                fix=f"pass {layers} counts of tokens, none above the one before",
             )
         before = [None, *counts]
         self.steps = nn.ModuleList(

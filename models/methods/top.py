@@ -1,9 +1,9 @@
 """ToP, constraint-aware and ranking-distilled token pruning (arXiv 2306.14393, KDD 2023): learned sets of ranks, with hard gates.
 
-At the entry of each layer of ``token_prune_loc`` the tokens are ranked by the attention they received in the layer before, averaged over heads
-and queries. With ``m`` living tokens beside CLS, rank ``r`` falls into bin ``floor(clamp(r / (m + 1e-6), 0, 1) * G)``, and stays where that bin's
-gate in ``token_z`` is open; open bins need not be the first ones. A location whose ``pruner_z`` is closed drops nothing. CLS is not ranked
-and always stays. A dropped token returns at the end with its last hidden state (``fill=last``).
+At the entry of each layer of ``token_prune_loc`` the tokens are ranked by the attention they received in the layer before, averaged over
+heads and queries. With ``m`` living tokens beside CLS, rank ``r`` falls into bin ``floor(clamp(r / (m + 1e-6), 0, 1) * G)``, and stays
+where that bin's gate in ``token_z`` is open; open bins need not be the first ones. A location whose ``pruner_z`` is closed drops
+nothing. CLS is not ranked and always stays. A dropped token returns at the end with its last hidden state (``fill=last``).
 
 Deviations:
 
@@ -106,7 +106,8 @@ class Top(Method):
         layers, rows = len(parts.blocks), parameters.token_z
         if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
             raise UsageError(
-                f"token_z has rows of {[len(row) for row in rows]} bins", fix="pass one row of gates per location, all of one length"
+                f"token_z has rows of {[len(row) for row in rows]} bins",
+                fix="pass one row of gates per location, all of one length",
             )
         places = parameters.token_prune_loc
         places = list(range(max(layers - len(rows), 0), layers)) if places is None else places

@@ -100,7 +100,7 @@ def test_other_masks(decide: Callable[[Tensor, Tensor, Tensor, int], Tensor], co
 @pytest.mark.parametrize("dead", [-1e4, 0.0])
 def test_ranks_among_dropped_tokens_are_refused(dead: float) -> None:
     model = Model(lambda a, s, f, k: ops.rank(torch.where(a, s, dead)) < k).eval()
-    with pytest.raises(UnmaskedFold, match="tpcompile.rank.default combines over tokens that site0"):
+    with pytest.raises(UnmaskedFold, match=r"tpcompile\.rank\.default combines over tokens that site0"):
         DEFAULT(capture(model, {"x": torch.randn(1, 10, 8)}))
 
 
