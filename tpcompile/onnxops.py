@@ -1,4 +1,4 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, restore, compact, take and put; and stable sorts."""
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import onnxscript
 import torch
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 
-from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR, Rows
+from tpcompile.rows import FAR
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
@@ -26,6 +26,16 @@ def _gathered(
     rows: FLOAT, x: FLOAT, index: INT64, keep: BOOL | None = None, score: FLOAT | None = None, into: INT64 | None = None
 ) -> FLOAT:
     y: FLOAT = op.Identity(rows)
+    return y
+
+
+def _rank(score: FLOAT) -> INT64:
+    """By comparing every two tokens: runtimes' sorts differ in what they make of equal scores."""
+    own, other = op.Unsqueeze(score, op.Constant(value_ints=[2])), op.Unsqueeze(score, op.Constant(value_ints=[1]))
+    places = _places(score)
+    later, earlier = op.Unsqueeze(places, op.Constant(value_ints=[2])), op.Unsqueeze(places, op.Constant(value_ints=[1]))
+    before = op.Or(op.Greater(other, own), op.And(op.Equal(other, own), op.Less(earlier, later)))
+    y: INT64 = op.ReduceSum(op.Cast(before, to=INTEGER), op.Constant(value_ints=[2]), keepdims=0)
     return y
 
 
@@ -168,16 +178,19 @@ def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool 
 def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
-    policy = program.rows[0] if program.rows else Rows()
-    if policy.limit:
-        compact: Callable[..., Any] = _compact_static
-    elif policy.ladder:
-        compact = _compact_bucketed
-    else:
-        compact = _compact_ragged if ragged else _compact
+    free = _compact_ragged if ragged else _compact
+
+    def compact(
+        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+    ) -> tuple[FLOAT, BOOL, INT64]:
+        if limit:
+            return _compact_static(x, keep, pinned, score, ladder, limit)
+        return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)
+
     own: dict[Callable[..., Any], Callable[..., Any]] = {
         GATHERED: _gathered,
         PRUNE: _prune,
+        RANK: _rank,
         RESTORE: _restore,
         COMPACT: compact,
         FIT: _fit,

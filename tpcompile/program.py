@@ -51,6 +51,7 @@ class Site:
         pinned: number of leading tokens that are stored even when dropped, because something reads their position.
         index: name of the node with the stored positions ``[B, K]``, once compact, or where the model gathers by itself.
         into: name of the int64 ``[B, N]`` node that says into which row of the site's storage each token merged, or empty.
+        most: the largest number of rows the site can have to store, where the program shows one: then it stores as many, always.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Site:
     pinned: int = 0
     index: str = ""
     into: str = ""
+    most: int | None = None
 
     @property
     def taps(self) -> dict[str, str]:
