@@ -14,7 +14,7 @@ ROWS = (
     ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "rows", "stats"),
     ("ops", "manifest", "patchview", "samples", "untraceable", "graphview"),
     ("program", "models", "pictures"),
-    ("text", "data", "graphdiff", "capture", "onnxops", "onnxnames", "fxview", "passes.rules"),
+    ("text", "data", "graphdiff", "capture", "onnxops", "onnxnames", "onnxfuse", "fxview", "passes.rules"),
     ("passes.axesmap", "emit"),
     ("passes.values", "passes.masks", "passes.prefix"),
     ("passes.fact", "passes.policy"),

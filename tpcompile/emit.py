@@ -1,4 +1,4 @@
-"""Program -> ONNX: opset 20, named inputs, outputs and dims, and *taps*: internal values under fixed names.
+"""Program -> ONNX: opset 23, named inputs, outputs and dims, and *taps*: internal values under fixed names.
 
 ``site0.keep``, ``site0.score`` and (compact only) ``site0.index`` stay inside the graph; a session can be asked for them, plain runtimes
 never see them.
@@ -21,14 +21,15 @@ from torch import fx
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
-from tpcompile.onnxnames import name_values
+from tpcompile.onnxfuse import fuse_attention
+from tpcompile.onnxnames import keep_notes, name_values
 from tpcompile.onnxops import translations
 from tpcompile.program import Bound, Program, Stage, where_of
 from tpcompile.spec import TensorSpec
 from tpcompile.text import line
 
 aten = torch.ops.aten
-OPSET = 20
+OPSET = 23
 NODE = re.compile(r"translating node %(\w+)")
 """How torch.onnx names what it could not translate."""
 INLINE_LIMIT = 1_500_000_000
@@ -90,9 +91,12 @@ def emit(program: Program, hosted: bool = False) -> OnnxModel:
     model = exported.model
     _name_dims(model, program)
     _fix_reshapes(model)
+    if program.stage is not Stage.PLACED:  # the reference stays as the model is written
+        fuse_attention(model)
     outputs = _demote(model, len(program.output_names))
     name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
+    keep_notes(model)
     if not hosted:
         check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)

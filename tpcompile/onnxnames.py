@@ -6,6 +6,7 @@ engine need not be ``where_1`` of the reference. With the program's names, ``--d
 
 import operator
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,24 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from tpcompile.frames import innermost
 from tpcompile.program import Program
+
+SCOPES, TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
+"""Under which torch.onnx notes a node's module, and its user's line."""
+
+
+def keep_notes(model: ir.Model) -> None:
+    """Of what torch.onnx notes leave each node's module and the user's line, its file without folders: a file says nothing of a machine."""
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        scopes, frame = node.metadata_props.get(SCOPES), innermost(node.metadata_props.get(TRACE, ""))
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[SCOPES] = scopes
+        if frame is not None:
+            line = f'File "{Path(frame.file).name}", line {frame.line}, in {frame.function}\n    {frame.source}'
+            node.metadata_props[TRACE] = line
 
 
 def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str]) -> None:

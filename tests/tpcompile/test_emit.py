@@ -193,13 +193,16 @@ def test_the_interface_is_named(built: tuple[Any, ...]) -> None:
         assert model.inputs == inputs
         assert [tuple(v.shape) for v in model.model.graph.inputs] == [(1, "seq")] * 2
         assert model.outputs == (TensorSpec("pooled", "float32", (1, WIDTH)), TensorSpec("first", "float32", (1, WIDTH)))
-        assert model.model.opset_imports[""] == 20
+        assert model.model.opset_imports[""] == 23
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         emit(DEFAULT(build(0.8)[1])).save(tmp_path / name)
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    written = (tmp_path / "a.onnx").read_bytes()
+    assert written == (tmp_path / "b.onnx").read_bytes()
+    assert Path(__file__).name.encode() in written  # the user's line, but nothing of the machine it lies on
+    assert str(Path(__file__).parents[2]).encode() not in written
 
 
 def test_heavy_weights_lie_beside_the_file(built: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
