@@ -138,7 +138,7 @@ def _factor_sizes(
 def _dim(program: Program, tensor: fx.Node, value: torch.Tensor, d: int, sets: Mapping[Size, str], samples: Size) -> int | str:
     """The size of a tensor's dim per sample, or the name of the token set it runs over."""
     placement = program.placements.get(tensor.name)
-    if program.stage is not Stage.COMPACT and placement is not None and d in placement.dims:
+    if (program.stage is not Stage.COMPACT or program.gathered) and placement is not None and d in placement.dims:
         return f"t{placement.dims[d]}"
     expression = size(value.shape[d])
     if samples.free_symbols and samples.free_symbols <= expression.free_symbols:

@@ -25,7 +25,7 @@ from tpcompile.emit import OnnxModel, emit
 from tpcompile.engine import compose
 from tpcompile.errors import UsageError
 from tpcompile.images import CONFIG
-from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
+from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
@@ -37,6 +37,7 @@ from tpcompile.plan import AUTO, Plan, Wish, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample, collate
 from tpcompile.spec import TensorSpec
+from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
 
 LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
@@ -69,7 +70,7 @@ class Compiled:
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return emit(self.compact)
+        return self.reference if self.compact.gathered else emit(self.compact)
 
 
 def compile_subject(
@@ -142,8 +143,15 @@ def fill(
     plan = settle(wish, target, compiled.compact, lambda: _calibration(folder, compiled, wish, say))
     lowered = plan.step(compiled.compact)
     say("build engine")
-    engine = compiled.engine if plan.step == Lower() else emit(lowered)
-    _build(runtime, engine, folder, precision)
+    stages: tuple[StageInfo, ...] = ()
+    if plan.form == "staged":
+        chain = cut(emit(lowered, hosted=True))
+        outputs, stages = chain.outputs, chain.stages
+        _build_chain(runtime, chain, folder, precision)
+    else:
+        engine = compiled.engine if plan.step == Lower() else emit(lowered)
+        outputs = engine.outputs
+        _build(runtime, engine, folder, precision)
     say("build dense")
     _build(runtime, compiled.twin, folder / "dense", precision)
     (folder / "reference").mkdir()
@@ -154,7 +162,7 @@ def fill(
     )  # a sample may overflow constant counts: then it is not the masked program's
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
     say("seal")
-    common = _manifest(compiled, target, precision, plan, engine.outputs)
+    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
     bundles.seal(folder, common)
     return plan
@@ -188,6 +196,12 @@ def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> Non
         runtime.build(path, out, precision)
 
 
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        for number, path in enumerate(chain.save(Path(scratch))):
+            runtime.build(path, out, precision, stage=number)
+
+
 def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
     """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
@@ -198,9 +212,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
     rows = []
     for inputs in given:
         trace = truth.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
-        taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
-        taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
-        taps |= {f"site{i}.index": index.numpy() for i, index in enumerate(trace.index) if index is not None}
+        taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
         masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
@@ -219,6 +231,7 @@ def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outpu
             where=s.where.short,
             keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
             score=bool(s.score),
+            form="merged" if s.into else "gathered" if compact.gathered else "masked",
         )
         for s in compact.sites
     )
@@ -256,7 +269,7 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
             "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "",
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "", "stages": (),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

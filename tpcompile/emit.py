@@ -1,7 +1,7 @@
 """Program -> ONNX: opset 23, named inputs, outputs and dims, and *taps*: internal values under fixed names.
 
-``site0.keep``, ``site0.score`` and (compact only) ``site0.index`` stay inside the graph; a session can be asked for them, plain runtimes
-never see them.
+``site0.keep``, ``site0.score``, (compact only) ``site0.index`` and (where tokens merge) ``site0.into`` stay inside the graph; a session
+can be asked for them, plain runtimes never see them.
 """
 
 import contextlib
@@ -60,8 +60,12 @@ class OnnxModel:
         ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
 
 
-def emit(program: Program) -> OnnxModel:
+def emit(program: Program, hosted: bool = False) -> OnnxModel:
     """Write a program of any stage as ONNX.
+
+    Args:
+        program: what to write.
+        hosted: leave sites and their gathers to the host, as ops that only ``tpcompile.stages`` knows.
 
     Raises:
         EmitError: torch.onnx or the ONNX checker refused it; their error is the cause.
@@ -76,7 +80,7 @@ def emit(program: Program) -> OnnxModel:
                 opset_version=OPSET,
                 input_names=[spec.name for spec in program.inputs],
                 output_names=[*(f"output.{i}" for i in range(len(program.output_names))), *taps],
-                custom_translation_table=translations(program),
+                custom_translation_table=translations(program, hosted),
                 optimize=True,
                 verbose=False,
             )
@@ -93,7 +97,8 @@ def emit(program: Program) -> OnnxModel:
     name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
     keep_notes(model)
-    _check(model)
+    if not hosted:
+        check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
 
@@ -129,20 +134,16 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
     """The program with what its sites decide as further outputs: so the exporter keeps those values, under known names."""
     draft = program.draft()
     nodes = {n.name: n for n in draft.graph.nodes}
-    wanted = {
-        f"{s.name}.{kind}": nodes[name]
-        for s in program.sites
-        for kind in ("keep", "score", "index")
-        if (name := getattr(s, kind))
-    }
+    wanted = {f"{site.name}.{kind}": nodes[name] for site in program.sites for kind, name in site.taps.items()}
     output = draft.graph.output_node()
     results = output.args[0]
     assert isinstance(results, (tuple, list))
-    if program.stage is Stage.PLACED:
+    bounded = program.stage is Stage.PLACED and bool(program.bounds)
+    if bounded:
         with draft.graph.inserting_before(output):
             wanted |= {f"bound{i}": _margin(draft.graph, nodes, bound) for i, bound in enumerate(program.bounds)}
     output.args = ((*results, *wanted.values()),)
-    return program.adopt(draft, output_names=(*program.output_names, *wanted)), tuple(wanted)
+    return program.adopt(draft, refresh=bounded, output_names=(*program.output_names, *wanted)), tuple(wanted)
 
 
 def _margin(graph: fx.Graph, nodes: Mapping[str, fx.Node], bound: Bound) -> fx.Node:
@@ -223,7 +224,12 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
         value.name = name
 
 
-def _check(model: ir.Model) -> None:
+def check(model: ir.Model) -> None:
+    """Show a graph to the ONNX checker, unless it is too large for protobuf.
+
+    Raises:
+        EmitError: the checker refused it.
+    """
     proto = ir.to_proto(model)
     if proto.ByteSize() < INLINE_LIMIT:
         try:

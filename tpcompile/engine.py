@@ -1,7 +1,8 @@
 """An opened bundle: arrays in, arrays out, and on request which tokens each site kept, in original positions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ import numpy as np
 
 from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
+from tpcompile.chain import open_chain
 from tpcompile.errors import InputError, StageError, UsageError
 from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample, batches, collate, split
@@ -28,17 +30,22 @@ class Kept:
         scores: per site, float32 ``[N]``, nan where the token was gone before the site or the site has no score.
         lost: per site, tokens that should be alive but found no room: only lowering ``static`` has too little, and what it computes
             for such a sample is approximate. Empty in masked form.
+        groups: per site, int64 ``[N]``: the first of the tokens that a token was merged with, -1 once dropped. Empty where nothing merges.
+        fused: per site, rows alive that continue no token of the input. Empty where there are none.
     """
 
     masks: tuple[np.ndarray, ...]
     stored: tuple[int, ...]
     scores: tuple[np.ndarray, ...]
     lost: tuple[int, ...] = ()
+    groups: tuple[np.ndarray, ...] = ()
+    fused: tuple[int, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens alive after each site."""
-        return tuple(int(mask.sum()) for mask in self.masks)
+        """Tokens alive after each site, fused ones too."""
+        fused = self.fused or (0,) * len(self.masks)
+        return tuple(int(mask.sum()) + more for mask, more in zip(self.masks, fused, strict=True))
 
 
 def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
@@ -46,7 +53,8 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
 
     In gathered form site i+1 sees the K rows that site i stored, so positions chain through ``site<i>.index`` (int64
     ``[1, K_i]``); a row stored though dropped is told apart by ``site<i>.keep`` (bool ``[1, N_i]``). In masked form there is no
-    index: every site sees all N rows.
+    index: every site sees all N rows. A row that continues none of those before it has index -1; ``site<i>.into`` (int64 ``[1, N_i]``)
+    tells which row each went into.
 
     Args:
         taps: what a session returned; scores (float32 ``[1, N_i]``) where the site has one.
@@ -56,27 +64,53 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
     Raises:
         StageError: sizes do not chain: the engine is not what its manifest says.
     """
-    positions = np.arange(length)
+    positions, owner = np.arange(length), np.arange(length)
     alive = np.ones(length, dtype=bool)
-    masks, stored, scores, lost = [], [], [], []
+    merges = any(f"site{i}.into" in taps for i in range(sites))
+    masks, stored, scores, lost, groups, fused = [], [], [], [], [], []
     for i in range(sites):
         keep = taps[f"site{i}.keep"].reshape(-1)
         if keep.shape != positions.shape:
             raise StageError(f"site{i} sees {keep.size} rows, but {positions.size} are stored", fix="report this with the bundle")
-        score = np.full(length, np.nan, dtype=np.float32)
+        score = np.full(length + 1, np.nan, dtype=np.float32)  # rows that continue no token write behind the end
         if f"site{i}.score" in taps:
             score[positions] = taps[f"site{i}.score"].reshape(-1)
+        score = score[:-1]
         score[~alive] = np.nan
+        if merges:
+            owner = _followed(owner, taps, i)
+            groups.append(_groups(owner))
         if f"site{i}.index" in taps:
             index = taps[f"site{i}.index"].reshape(-1)
-            lost.append(int(keep.sum() - keep[index].sum()))
-            positions, keep = positions[index], keep[index]
-        alive = np.zeros(length, dtype=bool)
+            old = index >= 0
+            lost.append(int(keep.sum() - keep[index[old]].sum()))
+            positions, keep = np.where(old, positions[index], -1), np.where(old, keep[index], True)
+        alive = np.zeros(length + 1, dtype=bool)
         alive[positions[keep]] = True
+        alive = alive[:-1]
         masks.append(alive)
         stored.append(positions.size)
         scores.append(score)
-    return Kept(tuple(masks), tuple(stored), tuple(scores), tuple(lost))
+        fused.append(int((positions[keep] < 0).sum()))
+    return Kept(tuple(masks), tuple(stored), tuple(scores), tuple(lost), tuple(groups), tuple(fused) if any(fused) else ())
+
+
+def _followed(owner: np.ndarray, taps: Mapping[str, np.ndarray], site: int) -> np.ndarray:
+    """The row that holds each token after a site, from the one before it; -1 once dropped."""
+    rows = taps[f"site{site}.keep"].size
+    into = taps[f"site{site}.into"].reshape(-1) if f"site{site}.into" in taps else np.arange(rows)
+    held = np.where(owner >= 0, into[owner], -1)
+    if f"site{site}.index" not in taps:
+        return held
+    index, new = taps[f"site{site}.index"].reshape(-1), np.full(rows, -1)
+    new[index[index >= 0]] = np.flatnonzero(index >= 0)
+    new[~taps[f"site{site}.keep"].reshape(-1)] = -1
+    return np.where(held >= 0, new[held], -1)
+
+
+def _groups(owner: np.ndarray) -> np.ndarray:
+    """The first of the tokens that share each token's row."""
+    return np.array([-1 if row < 0 else int(np.argmax(owner == row)) for row in owner])
 
 
 def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarray]:
@@ -101,11 +135,16 @@ def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarr
 
 
 class _Runner:
-    """A manifest with the two sessions of one graph: the plain one, and one with taps that is opened when first asked for."""
+    """A manifest with the two sessions of one graph: the plain one, and one with taps that is opened when first asked for.
 
-    def __init__(self, manifest: Manifest, runtime: Backend, folder: Path, threads: int, precision: str) -> None:
+    Args:
+        manifest: of the bundle.
+        open_: gives the session with these taps.
+    """
+
+    def __init__(self, manifest: Manifest, open_: Callable[[tuple[str, ...]], Session]) -> None:
         self.manifest = manifest
-        self._runtime, self._folder, self._threads, self._precision = runtime, folder, threads, precision
+        self._open = open_
         self._sessions: dict[tuple[str, ...], Session] = {}
         self._closed = False
 
@@ -119,7 +158,7 @@ class _Runner:
     def session(self, taps: tuple[str, ...] = ()) -> Session:
         """The session with these taps, opened once."""
         if taps not in self._sessions:
-            self._sessions[taps] = self._runtime.open(self._folder, taps=taps, threads=self._threads, precision=self._precision)
+            self._sessions[taps] = self._open(taps)
         return self._sessions[taps]
 
     def traced(
@@ -127,7 +166,7 @@ class _Runner:
     ) -> tuple[dict[str, np.ndarray], tuple[Kept, ...], dict[str, np.ndarray]]:
         """Outputs, per sample what each site decided, and ``more`` taps; ``kinds`` are the site taps this form of the program has."""
         sites = self.manifest.sites
-        taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in kinds if kind != "score" or site.score)
+        taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in site.taps(kinds))
         values = self.run(feeds, (*taps, *more))
         samples, length = values["site0.keep"].shape if sites else (1, 0)
         rows = ({name: values[name][b : b + 1] for name in taps} for b in range(samples))
@@ -174,7 +213,7 @@ class Engine(_Closes):
         bundle.verify(name for name in manifest.files if "/" not in name)
         self.bundle = bundle
         self.threads = threads
-        self._runner = _Runner(manifest, backend(manifest.target), bundle.path, threads, manifest.precision)
+        self._runner = _Runner(manifest, _opener(bundle, threads))
         self._runner.session()
 
     @property
@@ -256,7 +295,7 @@ class ReferenceSession(_Closes):
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
         self.margins: dict[int, float] = {}
-        self._runner = _Runner(bundle.manifest, backend("onnx"), bundle.reference.parent, threads, "fp32")
+        self._runner = _Runner(bundle.manifest, partial(_graph, backend("onnx"), bundle.reference.parent, threads, "fp32"))
 
     def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
         """Outputs and, per sample, what each site decided, all N rows stored throughout.
@@ -296,6 +335,20 @@ def open_reference(bundle: Bundle, threads: int = 0) -> ReferenceSession:
         IntegrityError: the bundle has none, or it was changed.
     """
     return ReferenceSession(bundle, threads)
+
+
+def _graph(runtime: Backend, folder: Path, threads: int, precision: str, taps: tuple[str, ...]) -> Session:
+    """One graph, with taps."""
+    return runtime.open(folder, taps=taps, threads=threads, precision=precision)
+
+
+def _opener(bundle: Bundle, threads: int) -> Callable[[tuple[str, ...]], Session]:
+    """What opens a bundle's engine with taps; the stages of a chain are opened once for all."""
+    manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
+    if manifest.form != "staged":
+        return partial(_graph, runtime, bundle.path, threads, manifest.precision)
+    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision)
+    return open_chain(manifest, lambda number: opened(stage=number)).tapped
 
 
 def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -44,13 +45,24 @@ class MethodInfo(_Record):
 
 
 class SiteInfo(_Record):
-    """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap."""
+    """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap.
+
+    ``form``: ``masked``: the reference masks where the engine gathers; ``gathered``: the model gathers by itself, reference and engine
+    alike; ``merged``: and merges tokens (the tap ``into``).
+    """
 
     name: str
     module: str = ""
     where: str = ""
     keeps: str = ""
     score: bool = True
+    form: Literal["masked", "gathered", "merged"] = "masked"
+
+    def taps(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """Those of these kinds of taps that the site has, and those that a model brings along that gathers by itself."""
+        has = {"score": self.score, "index": self.form != "masked" or "index" in kinds, "into": self.form == "merged"}
+        wanted = {*kinds, "index", "into"}
+        return tuple(kind for kind in ("keep", "score", "index", "into") if kind in wanted and has.get(kind, True))
 
 
 class TensorInfo(_Record):
@@ -69,6 +81,23 @@ class TensorInfo(_Record):
     def spec(self) -> TensorSpec:
         """The spec of this JSON form."""
         return TensorSpec(self.name, self.dtype, self.shape)
+
+
+class StepInfo(_Record):
+    """One gather between two stages, see ``tpcompile.chain``: what it does, the values it reads, the one it gives, and its numbers."""
+
+    op: Literal["store", "take", "gather", "row", "reshape", "unsqueeze"]
+    reads: tuple[str, ...]
+    gives: str
+    numbers: tuple[int, ...] = ()
+
+
+class StageInfo(_Record):
+    """One stage of a chain: the gathers before it, and what its engine takes and gives; without outputs it has no engine."""
+
+    steps: tuple[StepInfo, ...] = ()
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
 
 
 class PatchesInfo(_Record):
@@ -121,6 +150,7 @@ class Manifest(_Record):
         buckets: the ladder of lowering ``bucketed``.
         counts: the constant count of each site, for lowering ``static``.
         reason: why this lowering and form.
+        stages: of form ``staged``, in order; values go from one to later ones by name.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
@@ -141,6 +171,7 @@ class Manifest(_Record):
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     reason: str = ""
+    stages: tuple[StageInfo, ...] = ()
     batch: str = "one"
     dims: dict[str, tuple[int, int]] = {}
     inputs: tuple[TensorInfo, ...]

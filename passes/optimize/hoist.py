@@ -40,6 +40,7 @@ class Hoist(GraphPass):
     name: ClassVar[str] = "hoist"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.PLACED
+    masked: ClassVar[bool] = True
     tokens: int = Expected.tokens
 
     def run(self, program: Program) -> Program:
