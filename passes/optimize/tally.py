@@ -30,6 +30,7 @@ class Tally(GraphPass):
     name: ClassVar[str] = "tally"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.PLACED
+    masked: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """Return the program with its sums over maps rewritten."""
