@@ -95,7 +95,7 @@ def compile_subject(
             if dump is not None:
                 dump(step, before, after, seconds)
 
-        compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
+        compact = pipeline(subject.batch, subject.assume_masked, skip_below=subject.skip_below)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
