@@ -27,6 +27,7 @@ from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.assumptions import assumptions, bounds
 from tpcompile.passes.axesmap import LOOSE, AxesMap, Described
 from tpcompile.passes.base import GraphPass
+from tpcompile.passes.counts import most
 from tpcompile.passes.facts import Facts
 from tpcompile.passes.levels import Levels, refusal
 from tpcompile.passes.rules import Held
@@ -68,6 +69,7 @@ class Place(GraphPass):
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
+        sites = tuple(replace(s, most=most(program.node(s.keep), max(s.pinned, 1))) for s in sites)
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
         assumed = (*program.assumptions, *proof.assumed, *dict.fromkeys(assumptions(program, axes, facts)))
         return replace(

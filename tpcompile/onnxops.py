@@ -1,20 +1,28 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, restore, compact, take and put; and stable sorts."""
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts.
 
-from collections.abc import Callable, Sequence
+A graph that is to be cut into stages leaves the gathers to its host: there ``compact`` and ``take`` become ``Store`` and ``Take`` of a
+domain of their own, which no runtime knows (``tpcompile.stages``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxscript
 import torch
+from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
+from onnxscript.values import Op, Opset
 
-from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR, Rows
+from tpcompile.rows import FAR
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
 BOOLEAN, INTEGER, REAL = 9, 7, 1
 """ONNX's numbers for the dtypes."""
+HOST = "tpcompile"
+"""Domain of what the host computes between stages."""
 
 
 def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
@@ -26,6 +34,16 @@ def _gathered(
     rows: FLOAT, x: FLOAT, index: INT64, keep: BOOL | None = None, score: FLOAT | None = None, into: INT64 | None = None
 ) -> FLOAT:
     y: FLOAT = op.Identity(rows)
+    return y
+
+
+def _rank(score: FLOAT) -> INT64:
+    """By comparing every two tokens: runtimes' sorts differ in what they make of equal scores."""
+    own, other = op.Unsqueeze(score, op.Constant(value_ints=[2])), op.Unsqueeze(score, op.Constant(value_ints=[1]))
+    places = _places(score)
+    later, earlier = op.Unsqueeze(places, op.Constant(value_ints=[2])), op.Unsqueeze(places, op.Constant(value_ints=[1]))
+    before = op.Or(op.Greater(other, own), op.And(op.Equal(other, own), op.Less(earlier, later)))
+    y: INT64 = op.ReduceSum(op.Cast(before, to=INTEGER), op.Constant(value_ints=[2]), keepdims=0)
     return y
 
 
@@ -165,23 +183,61 @@ def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool 
     return values, index
 
 
-def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
+def _host_op(name: str, reads: Mapping[str, str], gives: str, numbers: Mapping[str, OpSchema.AttrType]) -> Any:
+    """An op that only the host knows: its operands with their types, its result's type, its attributes."""
+    kinds = [("T", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int32", "int64", "bool")], "")]
+    schema = OpSchema(
+        name, HOST, 1,
+        inputs=[OpSchema.FormalParameter(operand, kind) for operand, kind in reads.items()],
+        outputs=[OpSchema.FormalParameter("y", gives)],
+        attributes=[OpSchema.Attribute(number, kind, required=True) for number, kind in numbers.items()],
+        type_constraints=kinds if "T" in reads.values() else [],
+    )  # fmt: skip
+    return Op(Opset(HOST, 1), name, schema)
+
+
+INT, INTS = OpSchema.AttrType.INT, OpSchema.AttrType.INTS
+STORE = _host_op("Store", {"keep": "tensor(bool)", "pinned": "tensor(bool)"}, "tensor(int64)", {"rows": INTS})
+FETCH = _host_op("Take", {"x": "T", "index": "tensor(int64)"}, "T", {"batch": INT, "dim": INT})
+
+
+def _compact_hosted(
+    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+) -> tuple[FLOAT, BOOL, INT64]:
+    index = STORE(keep, pinned, rows=[limit, *(ladder or ())])
+    return FETCH(x, index, batch=0, dim=1), FETCH(keep, index, batch=0, dim=1), index
+
+
+def _take_hosted(x: FLOAT, index: INT64, batch: int, dim: int) -> FLOAT:
+    y: FLOAT = FETCH(x, index, batch=batch, dim=dim)
+    return y
+
+
+def translations(program: Program, hosted: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows.
+
+    Args:
+        program: what is written.
+        hosted: leave sites and their gathers to the host.
+    """
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
-    policy = program.rows[0] if program.rows else Rows()
-    if policy.limit:
-        compact: Callable[..., Any] = _compact_static
-    elif policy.ladder:
-        compact = _compact_bucketed
-    else:
-        compact = _compact_ragged if ragged else _compact
+    free = _compact_ragged if ragged else _compact
+
+    def compact(
+        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+    ) -> tuple[FLOAT, BOOL, INT64]:
+        if limit:
+            return _compact_static(x, keep, pinned, score, ladder, limit)
+        return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)
+
     own: dict[Callable[..., Any], Callable[..., Any]] = {
         GATHERED: _gathered,
         PRUNE: _prune,
+        RANK: _rank,
         RESTORE: _restore,
-        COMPACT: compact,
+        COMPACT: _compact_hosted if hosted else compact,
         FIT: _fit,
-        TAKE: _take,
+        TAKE: _take_hosted if hosted else _take,
         PUT: _put,
     }
     return {**own, torch.ops.aten.sort.stable: _sort}

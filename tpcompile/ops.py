@@ -1,8 +1,9 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
-Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
-data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join, each sample by its own
-positions; ``put`` is what ``restore`` becomes. A model that gathers by itself says so with ``gathered`` (docs/decisions/0011).
+Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
+``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
+each sample by its own positions; ``put`` is what ``restore`` becomes. A model that gathers by itself says so with ``gathered``
+(docs/decisions/0011).
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "MIN_COUNT",
     "PRUNE",
     "PUT",
+    "RANK",
     "RESTORE",
     "TAKE",
     "compact",
@@ -28,6 +30,7 @@ __all__ = [
     "gathered",
     "prune",
     "put",
+    "rank",
     "restore",
     "take",
 ]
@@ -58,6 +61,27 @@ def _straight(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 prune.register_autograd(_straight)  # the identity: a marked model trains as it did
+
+
+@torch.library.custom_op("tpcompile::rank", mutates_args=())
+def rank(score: Tensor) -> Tensor:
+    """How many tokens of the same sample stand before each token: those that score higher, and of equal ones those in front.
+
+    Ranks of a sample are a permutation, so ``rank(score) < k`` keeps exactly ``min(k, N)``: a fixed count, which the compiler knows. A
+    dropped token must score -inf (``where(alive, score, -inf)``): then it stands behind every living one.
+
+    Args:
+        score: float ``[B, N]``.
+
+    Returns:
+        int64 ``[B, N]``.
+    """
+    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+@rank.register_fake
+def _(score: Tensor) -> Tensor:
+    return torch.empty_like(score, dtype=torch.int64)
 
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())
@@ -230,6 +254,7 @@ def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
 
 PRUNE = torch.ops.tpcompile.prune.default
 GATHERED = torch.ops.tpcompile.gathered.default
+RANK = torch.ops.tpcompile.rank.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
 FIT = torch.ops.tpcompile.fit.default

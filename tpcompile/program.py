@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
@@ -50,6 +51,7 @@ class Site:
         pinned: number of leading tokens that are stored even when dropped, because something reads their position.
         index: name of the node with the stored positions ``[B, K]``, once compact, or where the model gathers by itself.
         into: name of the int64 ``[B, N]`` node that says into which row of the site's storage each token merged, or empty.
+        most: the largest number of rows the site can have to store, where the program shows one: then it stores as many, always.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Site:
     pinned: int = 0
     index: str = ""
     into: str = ""
+    most: int | None = None
 
     @property
     def taps(self) -> dict[str, str]:
@@ -298,13 +301,36 @@ def _refresh(module: fx.GraphModule) -> None:
 
 
 class _Refresher(fx.Interpreter):
-    """Writes each node's fake value back as its metadata."""
+    """Writes each node's fake value back as its metadata. Where op and operands are those of the last time, nothing is computed."""
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            n.meta["val"] = value
-        return value
+        if n.op != "call_function":
+            value = super().run_node(n)
+            if n.op != "output":
+                n.meta["val"] = value
+            return value
+        leaves, form = pytree.tree_flatten(self.fetch_args_kwargs_from_env(n))
+        *known, operands = n.meta.get("made_from", (None, None, ()))
+        old = n.meta.get("val")
+        if known != [n.target, form] or not all(a is b or _same_number(a, b) for a, b in zip(operands, leaves, strict=True)):
+            value = super().run_node(n)
+            n.meta["val"] = old if _same_value(old, value) else value
+            n.meta["made_from"] = (n.target, form, leaves)
+        return n.meta["val"]
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, (int, float, str)) and a == b and repr(a) == repr(b)
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    """Whether a fake value says what another says: the readers of the old one need not be computed again."""
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        return bool(a.node.expr == b.node.expr)
+    if not (isinstance(a, FakeTensor) and isinstance(b, FakeTensor) and a.fake_mode is b.fake_mode and a.dim() == b.dim()):
+        return False
+    sizes = zip((*a.shape, *a.stride(), a.storage_offset()), (*b.shape, *b.stride(), b.storage_offset()), strict=True)
+    return (a.dtype, a.device) == (b.dtype, b.device) and all(_same_number(x, y) or _same_value(x, y) for x, y in sizes)
 
 
 def _rebuild(old: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
