@@ -14,6 +14,7 @@ Deviations: none at batch 1. In a batch, where the official code needs equal cou
 tokens than the CLS token are protected as that is.
 """
 
+import math
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -107,7 +108,7 @@ class LtmpBlock(nn.Module):
             keep = torch.logical_and(alive, self.wanted(importance))
             stored, living, index = ops.compact(weighted, keep, (places < self.prefix).unsqueeze(0), importance)
             rows, size = stored[:, :, :-1] / stored[:, :, -1:], stored.select(2, -1)
-            rows = ops.gathered(rows, x, index, keep, importance)
+            rows = ops.gathered(rows, x, index, keep, self.shown(importance))
             return Step(self.block.feed_forward(rows), living), size
         site = self.merged(weighted, importance, self.similarity(key, alive))
         keep = torch.logical_and(torch.logical_and(alive, torch.logical_not(site.gone)), self.wanted(site.importance))
@@ -116,7 +117,7 @@ class LtmpBlock(nn.Module):
         score = site.importance.index_select(1, order)
         stored, living, index = ops.compact(site.weighted.index_select(1, order), keep.index_select(1, order), pinned, score)
         rows, size = stored[:, :, :-1] / stored[:, :, -1:], stored.select(2, -1)
-        rows = ops.gathered(rows, x, order.expand_as(keep).gather(1, index), keep, importance, site.into)
+        rows = ops.gathered(rows, x, order.expand_as(keep).gather(1, index), keep, self.shown(importance), site.into)
         return Step(self.block.feed_forward(rows), living), size
 
     def importance(self, attention: Tensor, alive: Tensor) -> Tensor:
@@ -125,6 +126,10 @@ class LtmpBlock(nn.Module):
         received = (attention * counted[:, None, :, None]).sum(dim=(1, 2))
         mean = received / (counted.sum(dim=1, keepdim=True) * attention.shape[1])
         return torch.where(torch.arange(mean.shape[1], device=mean.device) < self.prefix, -FAR, mean)
+
+    def shown(self, importance: Tensor) -> Tensor:
+        """The importance ``[B, N]`` for reports: nan for the prefix, which is not judged."""
+        return torch.where(importance == -FAR, math.nan, importance)
 
     def wanted(self, importance: Tensor) -> Tensor:
         """``[B, N]``: important enough."""
