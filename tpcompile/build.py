@@ -70,7 +70,7 @@ class Compiled:
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return self.reference if self.compact.gathered else emit(self.compact)
+        return emit(self.compact)
 
 
 def compile_subject(
