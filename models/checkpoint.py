@@ -42,7 +42,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
-        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
     return _sound(weights)
 
 
@@ -115,7 +115,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """A flat dict of tensors that ``torch.save`` wrote; nothing else is unpickled.
+
+    Raises:
+        ModelError: the file is corrupt or holds more.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt pickle makes the reader raise almost anything

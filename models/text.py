@@ -51,7 +51,7 @@ def load(folder: Path, pooling: str) -> Source:
         raise ModelError(
             "config.json names code of its own (auto_map), which is never run", fix="use a model of transformers itself"
         )
-    weights = read_weights(layout.folder)
+    weights = read_weights(layout.folder) | importers.beside(layout.folder)
     importer = importers.recognise(config, weights)
     if importer is None:
         return _source(_model(layout, config, weights, pooling), folder, layout, None)
