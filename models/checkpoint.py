@@ -13,6 +13,8 @@ from tpcompile.errors import ModelError
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+NESTED = ("model", "state_dict")
+"""Where training code keeps the weights beside its own state."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,6 +55,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ModelError: a corrupt or truncated file, a NaN or infinite weight.
     """
     return _sound(_read_safetensors(path))
+
+
+def read_saved(path: Path) -> dict[str, Tensor]:
+    """All weights of one file that torch.save wrote, floating ones as float32; of a training state what stands under `NESTED`.
+
+    Raises:
+        ModelError: the file is corrupt, holds more than weights, or a NaN or infinite one.
+    """
+    return _sound(read_pickled(path))
 
 
 def _sound(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,6 +139,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             f"{path} is corrupt, or holds more than weights, which tpcompile does not unpickle",
             fix="save the model as safetensors",
         ) from error
+    inner = [weights[key] for key in NESTED if isinstance(weights, dict) and isinstance(weights.get(key), dict)]
+    weights = inner[0] if inner else weights
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise ModelError(f"{path} is not a flat dict of weights", fix="save the model as safetensors")
     return weights

@@ -38,6 +38,7 @@ class Compact(GraphPass):
     name: ClassVar[str] = "compact"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.COMPACT
+    masked: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """Return the gathered program; its placements are kept for the nodes that remain."""

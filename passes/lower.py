@@ -45,6 +45,8 @@ class Lower(GraphPass):
         Raises:
             UsageError: both are given, one cannot be read, or the counts do not fit the sites.
         """
+        if program.gathered and not program.rows:
+            return self._through(program)
         own = tuple(_own(site) for site in program.sites)
         if program.rows != own:
             raise UsageError("the program is lowered already", fix="lower the program that `compact` and `cleanup` gave")
@@ -58,6 +60,14 @@ class Lower(GraphPass):
             if rows.limit:
                 _fit(draft.graph, node, rows.limit)
         return program.adopt(draft)
+
+    def _through(self, program: Program) -> Program:
+        """The program of a model whose counts are constants of its own."""
+        if self.buckets or self.counts:
+            raise UsageError(
+                "the model gathers constant counts by itself: there is nothing to lower", fix="leave the lowering at auto"
+            )
+        return program
 
     def _policies(self, program: Program) -> list[Rows]:
         sites = len(program.sites)

@@ -1,12 +1,13 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take and put."""
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnxscript
+import torch
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 
-from tpcompile.ops import COMPACT, FIT, PRUNE, PUT, RANK, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
 from tpcompile.rows import FAR
 
@@ -18,6 +19,13 @@ BOOLEAN, INTEGER, REAL = 9, 7, 1
 
 def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
     y: FLOAT = op.Identity(x)
+    return y
+
+
+def _gathered(
+    rows: FLOAT, x: FLOAT, index: INT64, keep: BOOL | None = None, score: FLOAT | None = None, into: INT64 | None = None
+) -> FLOAT:
+    y: FLOAT = op.Identity(rows)
     return y
 
 
@@ -159,6 +167,14 @@ def _put(base: FLOAT, rows: FLOAT, index: INT64, keep: BOOL) -> FLOAT:
     return y
 
 
+def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[FLOAT, INT64]:
+    """A stable sort: TopK of all puts the lower index first where values are equal."""
+    shape: Any = x.shape
+    axis = dim % len(shape)
+    values, index = op.TopK(x, op.Shape(x, start=axis, end=axis + 1), axis=axis, largest=int(descending), sorted=1)
+    return values, index
+
+
 def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
@@ -171,4 +187,14 @@ def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any
             return _compact_static(x, keep, pinned, score, ladder, limit)
         return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)
 
-    return {PRUNE: _prune, RANK: _rank, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}
+    own: dict[Callable[..., Any], Callable[..., Any]] = {
+        GATHERED: _gathered,
+        PRUNE: _prune,
+        RANK: _rank,
+        RESTORE: _restore,
+        COMPACT: compact,
+        FIT: _fit,
+        TAKE: _take,
+        PUT: _put,
+    }
+    return {**own, torch.ops.aten.sort.stable: _sort}

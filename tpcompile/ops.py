@@ -2,7 +2,8 @@
 
 Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
 ``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
-each sample by its own positions; ``put`` is what ``restore`` becomes.
+each sample by its own positions; ``put`` is what ``restore`` becomes. A model that gathers by itself says so with ``gathered``
+(docs/decisions/0011).
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,24 @@ from tpcompile import rows
 from tpcompile.rows import MIN_COUNT, Rows, store
 
 __all__ = [
-    "COMPACT", "FIT", "MIN_COUNT", "PRUNE", "PUT", "RANK", "RESTORE", "TAKE", "compact", "fit", "prune", "put", "rank", "restore", "take"
-]  # fmt: skip
+    "COMPACT",
+    "FIT",
+    "GATHERED",
+    "MIN_COUNT",
+    "PRUNE",
+    "PUT",
+    "RANK",
+    "RESTORE",
+    "TAKE",
+    "compact",
+    "fit",
+    "gathered",
+    "prune",
+    "put",
+    "rank",
+    "restore",
+    "take",
+]
 
 
 @torch.library.custom_op("tpcompile::prune", mutates_args=())
@@ -128,6 +145,41 @@ def _(keep: Tensor, pinned: Tensor, score: Tensor | None, limit: int) -> Tensor:
     return torch.empty_like(keep)
 
 
+@torch.library.custom_op("tpcompile::gathered", mutates_args=())
+def gathered(
+    rows: Tensor, x: Tensor, index: Tensor, keep: Tensor | None = None, score: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Mark a site of a model that gathers, or merges, by itself. The identity on ``rows``: the program passes through as it is.
+
+    Args:
+        rows: hidden states ``[B, K, C]`` behind the site.
+        x: hidden states ``[B, N, C]`` before it.
+        index: int64 ``[B, K]``, the position in ``x`` that each row continues; -1 for a row that continues none (a fused token).
+        keep: bool ``[B, N]``, tokens that live on; default: those that ``index`` names.
+        score: float ``[B, N]`` the decision came from; only reported.
+        into: int64 ``[B, N]``, for a method that merges: the position in ``x`` whose row each token went into, its own where it went
+            into none. A token whose row is not stored is gone.
+
+    Returns:
+        ``[B, K, C]``, equal to ``rows``.
+    """
+    return rows.clone()
+
+
+@gathered.register_fake
+def _(
+    rows: Tensor, x: Tensor, index: Tensor, keep: Tensor | None = None, score: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    return torch.empty_like(rows)
+
+
+def _straight_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    return grad, None, None, None, None, None
+
+
+gathered.register_autograd(_straight_rows)
+
+
 @torch.library.custom_op("tpcompile::restore", mutates_args=())
 def restore(x: Tensor, keep: Tensor, base: Tensor) -> Tensor:
     """Bring rows back to full length: kept tokens from ``x``, dropped ones from ``base``, the method's fill.
@@ -201,6 +253,7 @@ def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
 
 
 PRUNE = torch.ops.tpcompile.prune.default
+GATHERED = torch.ops.tpcompile.gathered.default
 RANK = torch.ops.tpcompile.rank.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tpcompile.models.importers import ltp, top, transkimmer
+from tpcompile.models.importers import as_vit, dynamicvit, evit, ltmp, ltp, top, transkimmer
 
 
 class Importer(Protocol):
@@ -24,7 +24,7 @@ class Importer(Protocol):
         """Raise UsageError for a parameter only the caller can know."""
 
 
-IMPORTERS: dict[str, Importer] = {module.NAME: module for module in (ltp, top, transkimmer)}
+IMPORTERS: dict[str, Importer] = {module.NAME: module for module in (ltp, top, transkimmer, as_vit, evit, dynamicvit, ltmp)}
 """Method -> importer."""
 
 
