@@ -10,7 +10,7 @@ from tpcompile.errors import ModelError, UsageError
 from tpcompile.models.importers import deit
 from tpcompile.models.methods.as_vit import LOCATIONS
 
-NAME = "as-vit"
+NAME = "as_vit"
 _THRESHOLD = re.compile(r"^score_predictor\.(\d+)\.keep_threshold$")
 
 

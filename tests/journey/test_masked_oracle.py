@@ -76,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "top": Kind(top.read, _gates, (".full", ".single")),
     "transkimmer": Kind(transkimmer.read, lambda *_: {}, (".renorm",)),
 }
-NAMES = {"asvit": "as-vit"}
+NAMES = {"asvit": "as_vit"}
 
 
 def _case(folder: Path) -> dict[str, Any]:

@@ -31,13 +31,13 @@ def test_directory_is_recognised_and_read(file: str, tmp_path: Path, tiny_vit: T
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 3}), encoding="utf-8")
     source = models.load(tmp_path)
     name, parameters = source.imported or ("", {})
-    assert name == "as-vit"
+    assert name == "as_vit"
     assert parameters == {"thresholds": pytest.approx([0.01, 0.02, 0.03]), "pruning_loc": [4, 7, 10]}
     assert source.patches is not None
     assert source.patches.tokens == 17
     pixels = source.example["pixel_values"]
     torch.testing.assert_close(source.model(pixels)["logits"], model(pixels), rtol=0, atol=1e-5)
-    assert models.prune(source.model, "as-vit", **source.parameters("as-vit", {})).trace(pixels).scores[4] is not None
+    assert models.prune(source.model, "as_vit", **source.parameters("as_vit", {})).trace(pixels).scores[4] is not None
 
 
 def test_blocks_are_asked_for(tiny_vit: Tiny) -> None:
@@ -58,7 +58,7 @@ def test_a_checkpoint_of_a_model_by_name(tmp_path: Path) -> None:
     torch.save({"model": weights}, tmp_path / "asvit.pth")
     source = models.load("timm/deit_tiny_patch16_224", checkpoint=tmp_path / "asvit.pth")
     assert source.imported is not None
-    assert source.imported[0] == "as-vit"
+    assert source.imported[0] == "as_vit"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def _reference(model: Any, image: Tensor) -> tuple[list[list[int]], Tensor]:
 @torch.no_grad()
 def test_keeps_what_a_gathered_model_keeps(tiny_vit: Tiny, images: Tensor) -> None:
     model = tiny_vit()
-    pruned = models.prune(model, "as-vit", **STAGES)
+    pruned = models.prune(model, "as_vit", **STAGES)
     batch = pruned.trace(images)
     dropped = 0
     for row in range(2):
@@ -50,9 +50,9 @@ def test_keeps_what_a_gathered_model_keeps(tiny_vit: Tiny, images: Tensor) -> No
 @torch.no_grad()
 def test_a_sum_of_scores_decides(tiny_vit: Tiny, images: Tensor) -> None:
     model = tiny_vit(depth=5)
-    plain = models.prune(model, "as-vit", thresholds=[0.0], pruning_loc=[4]).trace(images)
-    accu = models.prune(model, "as-vit", thresholds=[0.0], pruning_loc=[4], accu=True).trace(images)
-    before = models.prune(model, "as-vit", thresholds=[0.0], pruning_loc=[3]).trace(images)
+    plain = models.prune(model, "as_vit", thresholds=[0.0], pruning_loc=[4]).trace(images)
+    accu = models.prune(model, "as_vit", thresholds=[0.0], pruning_loc=[4], accu=True).trace(images)
+    before = models.prune(model, "as_vit", thresholds=[0.0], pruning_loc=[3]).trace(images)
     assert plain.scores[4] is not None
     assert accu.scores[4] is not None
     assert before.scores[3] is not None
@@ -84,7 +84,7 @@ def test_a_sum_of_scores_decides(tiny_vit: Tiny, images: Tensor) -> None:
             {"distilled": True},
             STAGES,
             (
-                "as-vit knows a CLS token and patches, and this VisionTransformerDistilled has 2 leading tokens\n"
+                "as_vit knows a CLS token and patches, and this VisionTransformerDistilled has 2 leading tokens\n"
                 "  fix     use a model without distillation and register tokens, or --method cls-attention"
             ),
         ),
@@ -92,7 +92,7 @@ def test_a_sum_of_scores_decides(tiny_vit: Tiny, images: Tensor) -> None:
             {"class_token": False, "global_pool": "avg"},
             STAGES,
             (
-                "as-vit scores tokens by a CLS token, and this VisionTransformer has none\n"
+                "as_vit scores tokens by a CLS token, and this VisionTransformer has none\n"
                 "  fix     use --method ltp, which averages over all queries"
             ),
         ),
@@ -101,5 +101,5 @@ def test_a_sum_of_scores_decides(tiny_vit: Tiny, images: Tensor) -> None:
 )
 def test_refusals(options: dict[str, Any], parameters: dict[str, Any], text: str, tiny_vit: Tiny) -> None:
     with pytest.raises(UsageError) as caught:
-        models.prune(tiny_vit(**options), "as-vit", **parameters)
+        models.prune(tiny_vit(**options), "as_vit", **parameters)
     assert str(caught.value) == text

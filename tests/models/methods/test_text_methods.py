@@ -60,7 +60,7 @@ def test_a_closed_pruner_drops_nothing(tiny: Tiny, padded: Padded) -> None:
 @torch.no_grad()
 def test_power_bert_keeps_the_most_significant(tiny: Tiny, padded: Padded) -> None:
     model = tiny("bert", head=True)
-    pruned = models.prune(model, "power-bert", **POWER)
+    pruned = models.prune(model, "power_bert", **POWER)
     seen = pruned.trace(*padded)
     attention = model(input_ids=padded[0], attention_mask=padded[1], output_attentions=True).attentions[0].mean(1)
     for row in range(2):
@@ -77,7 +77,7 @@ def test_power_bert_keeps_the_most_significant(tiny: Tiny, padded: Padded) -> No
     assert seen.scores[1] is None
 
 
-@pytest.mark.parametrize(("method", "parameters"), [("top", TOP), ("power-bert", POWER)])
+@pytest.mark.parametrize(("method", "parameters"), [("top", TOP), ("power_bert", POWER)])
 def test_gathered_equals_masked(method: str, parameters: dict[str, Any], tiny: Tiny, padded: Padded) -> None:
     pruned = models.prune(tiny("bert", head="ForTokenClassification"), method, **parameters)
     names = ("input_ids", "attention_mask")
@@ -85,7 +85,7 @@ def test_gathered_equals_masked(method: str, parameters: dict[str, Any], tiny: T
     program = pipeline("ragged")(
         capture(pruned, dict(zip(names, padded, strict=True)), dynamic, {"batch": (1, 8), "seq": (2, 40)})
     )
-    if method == "power-bert":
+    if method == "power_bert":
         assert program.rows == (Rows(limit=7), Rows(limit=2))
     for length in (12, 6, 2):
         ids, mask = (part[:, :length].flip(0) for part in padded)
@@ -112,16 +112,16 @@ def test_gathered_equals_masked(method: str, parameters: dict[str, Any], tiny: T
             "token_z has 1 rows, pruner_z 2 gates, token_prune_loc 1 layers\n  fix     pass as many of each",
         ),
         (
-            "power-bert",
+            "power_bert",
             {"retention": [4, 5, 2]},
             "retention is [4, 5, 2], the model has 3 layers\n  fix     pass 3 counts of tokens, none above the one before",
         ),
         (
-            "power-bert",
+            "power_bert",
             {"retention": [4, 0, 0]},
             (
-                "method power-bert: parameter retention[1] = 0: input should be greater than or equal to 1; parameter retention[2] = 0: "
-                "input should be greater than or equal to 1\n  fix     power-bert accepts: fill, retention"
+                "method power_bert: parameter retention[1] = 0: input should be greater than or equal to 1; parameter retention[2] = 0: "
+                "input should be greater than or equal to 1\n  fix     power_bert accepts: fill, retention"
             ),
         ),
     ],
