@@ -98,7 +98,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         pooling: of a bare encoder directory: ``auto``, ``mean``, ``cls``.
         lowering: how many rows a site stores: ``dynamic``, what is kept; ``bucketed``, rounded up to a ladder; ``static``, a constant,
             and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
-        form: ``auto`` or ``single``.
+        form: ``single``, one graph; ``staged``, a graph for each stretch between sites, rows gathered by the host; or ``auto``.
         buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
         calibrate: data that ``static`` takes its counts from, as ``validate`` takes it, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.

@@ -25,7 +25,7 @@ from tpcompile.emit import OnnxModel, emit
 from tpcompile.engine import compose
 from tpcompile.errors import UsageError
 from tpcompile.images import CONFIG
-from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
+from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
@@ -37,6 +37,7 @@ from tpcompile.plan import AUTO, Plan, Wish, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample, collate
 from tpcompile.spec import TensorSpec
+from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
 
 LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
@@ -142,8 +143,15 @@ def fill(
     plan = settle(wish, target, compiled.compact, lambda: _calibration(folder, compiled, wish, say))
     lowered = plan.step(compiled.compact)
     say("build engine")
-    engine = compiled.engine if plan.step == Lower() else emit(lowered)
-    _build(runtime, engine, folder, precision)
+    stages: tuple[StageInfo, ...] = ()
+    if plan.form == "staged":
+        chain = cut(emit(lowered, hosted=True))
+        outputs, stages = chain.outputs, chain.stages
+        _build_chain(runtime, chain, folder, precision)
+    else:
+        engine = compiled.engine if plan.step == Lower() else emit(lowered)
+        outputs = engine.outputs
+        _build(runtime, engine, folder, precision)
     say("build dense")
     _build(runtime, compiled.twin, folder / "dense", precision)
     (folder / "reference").mkdir()
@@ -154,7 +162,7 @@ def fill(
     )  # a sample may overflow constant counts: then it is not the masked program's
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
     say("seal")
-    common = _manifest(compiled, target, precision, plan, engine.outputs)
+    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
     bundles.seal(folder, common)
     return plan
@@ -186,6 +194,12 @@ def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> Non
         path = Path(scratch) / "model.onnx"
         model.save(path)
         runtime.build(path, out, precision)
+
+
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        for number, path in enumerate(chain.save(Path(scratch))):
+            runtime.build(path, out, precision, stage=number)
 
 
 def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
@@ -255,7 +269,7 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
             "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "",
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "", "stages": (),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

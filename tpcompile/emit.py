@@ -60,8 +60,12 @@ class OnnxModel:
         ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
 
 
-def emit(program: Program) -> OnnxModel:
+def emit(program: Program, hosted: bool = False) -> OnnxModel:
     """Write a program of any stage as ONNX.
+
+    Args:
+        program: what to write.
+        hosted: leave sites and their gathers to the host, as ops that only ``tpcompile.stages`` knows.
 
     Raises:
         EmitError: torch.onnx or the ONNX checker refused it; their error is the cause.
@@ -76,7 +80,7 @@ def emit(program: Program) -> OnnxModel:
                 opset_version=OPSET,
                 input_names=[spec.name for spec in program.inputs],
                 output_names=[*(f"output.{i}" for i in range(len(program.output_names))), *taps],
-                custom_translation_table=translations(program),
+                custom_translation_table=translations(program, hosted),
                 optimize=True,
                 verbose=False,
             )
@@ -93,7 +97,8 @@ def emit(program: Program) -> OnnxModel:
     name_values(model, program, exported.exported_program, taps)
     _name_outputs(model, program.output_names)
     keep_notes(model)
-    _check(model)
+    if not hosted:
+        check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
 
@@ -219,7 +224,12 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
         value.name = name
 
 
-def _check(model: ir.Model) -> None:
+def check(model: ir.Model) -> None:
+    """Show a graph to the ONNX checker, unless it is too large for protobuf.
+
+    Raises:
+        EmitError: the checker refused it.
+    """
     proto = ir.to_proto(model)
     if proto.ByteSize() < INLINE_LIMIT:
         try:

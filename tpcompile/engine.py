@@ -1,7 +1,8 @@
 """An opened bundle: arrays in, arrays out, and on request which tokens each site kept, in original positions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ import numpy as np
 
 from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
+from tpcompile.chain import open_chain
 from tpcompile.errors import InputError, StageError, UsageError
 from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample, batches, collate, split
@@ -133,11 +135,16 @@ def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarr
 
 
 class _Runner:
-    """A manifest with the two sessions of one graph: the plain one, and one with taps that is opened when first asked for."""
+    """A manifest with the two sessions of one graph: the plain one, and one with taps that is opened when first asked for.
 
-    def __init__(self, manifest: Manifest, runtime: Backend, folder: Path, threads: int, precision: str) -> None:
+    Args:
+        manifest: of the bundle.
+        open_: gives the session with these taps.
+    """
+
+    def __init__(self, manifest: Manifest, open_: Callable[[tuple[str, ...]], Session]) -> None:
         self.manifest = manifest
-        self._runtime, self._folder, self._threads, self._precision = runtime, folder, threads, precision
+        self._open = open_
         self._sessions: dict[tuple[str, ...], Session] = {}
         self._closed = False
 
@@ -151,7 +158,7 @@ class _Runner:
     def session(self, taps: tuple[str, ...] = ()) -> Session:
         """The session with these taps, opened once."""
         if taps not in self._sessions:
-            self._sessions[taps] = self._runtime.open(self._folder, taps=taps, threads=self._threads, precision=self._precision)
+            self._sessions[taps] = self._open(taps)
         return self._sessions[taps]
 
     def traced(
@@ -206,7 +213,7 @@ class Engine(_Closes):
         bundle.verify(name for name in manifest.files if "/" not in name)
         self.bundle = bundle
         self.threads = threads
-        self._runner = _Runner(manifest, backend(manifest.target), bundle.path, threads, manifest.precision)
+        self._runner = _Runner(manifest, _opener(bundle, threads))
         self._runner.session()
 
     @property
@@ -288,7 +295,7 @@ class ReferenceSession(_Closes):
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
         self.margins: dict[int, float] = {}
-        self._runner = _Runner(bundle.manifest, backend("onnx"), bundle.reference.parent, threads, "fp32")
+        self._runner = _Runner(bundle.manifest, partial(_graph, backend("onnx"), bundle.reference.parent, threads, "fp32"))
 
     def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
         """Outputs and, per sample, what each site decided, all N rows stored throughout.
@@ -328,6 +335,20 @@ def open_reference(bundle: Bundle, threads: int = 0) -> ReferenceSession:
         IntegrityError: the bundle has none, or it was changed.
     """
     return ReferenceSession(bundle, threads)
+
+
+def _graph(runtime: Backend, folder: Path, threads: int, precision: str, taps: tuple[str, ...]) -> Session:
+    """One graph, with taps."""
+    return runtime.open(folder, taps=taps, threads=threads, precision=precision)
+
+
+def _opener(bundle: Bundle, threads: int) -> Callable[[tuple[str, ...]], Session]:
+    """What opens a bundle's engine with taps; the stages of a chain are opened once for all."""
+    manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
+    if manifest.form != "staged":
+        return partial(_graph, runtime, bundle.path, threads, manifest.precision)
+    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision)
+    return open_chain(manifest, lambda number: opened(stage=number)).tapped
 
 
 def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:

@@ -83,6 +83,23 @@ class TensorInfo(_Record):
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
+class StepInfo(_Record):
+    """One gather between two stages, see ``tpcompile.chain``: what it does, the values it reads, the one it gives, and its numbers."""
+
+    op: Literal["store", "take", "gather", "row", "reshape", "unsqueeze"]
+    reads: tuple[str, ...]
+    gives: str
+    numbers: tuple[int, ...] = ()
+
+
+class StageInfo(_Record):
+    """One stage of a chain: the gathers before it, and what its engine takes and gives; without outputs it has no engine."""
+
+    steps: tuple[StepInfo, ...] = ()
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+
+
 class PatchesInfo(_Record):
     """A :class:`~tpcompile.spec.Patches` in JSON."""
 
@@ -133,6 +150,7 @@ class Manifest(_Record):
         buckets: the ladder of lowering ``bucketed``.
         counts: the constant count of each site, for lowering ``static``.
         reason: why this lowering and form.
+        stages: of form ``staged``, in order; values go from one to later ones by name.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
@@ -153,6 +171,7 @@ class Manifest(_Record):
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     reason: str = ""
+    stages: tuple[StageInfo, ...] = ()
     batch: str = "one"
     dims: dict[str, tuple[int, int]] = {}
     inputs: tuple[TensorInfo, ...]

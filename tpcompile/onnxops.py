@@ -1,11 +1,17 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts."""
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts.
 
-from collections.abc import Callable, Sequence
+A graph that is to be cut into stages leaves the gathers to its host: there ``compact`` and ``take`` become ``Store`` and ``Take`` of a
+domain of their own, which no runtime knows (``tpcompile.stages``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxscript
 import torch
+from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
+from onnxscript.values import Op, Opset
 
 from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
@@ -15,6 +21,8 @@ op: Any = onnxscript.opset20  # its own types know no chains of calls
 
 BOOLEAN, INTEGER, REAL = 9, 7, 1
 """ONNX's numbers for the dtypes."""
+HOST = "tpcompile"
+"""Domain of what the host computes between stages."""
 
 
 def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
@@ -175,8 +183,43 @@ def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool 
     return values, index
 
 
-def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows."""
+def _host_op(name: str, reads: Mapping[str, str], gives: str, numbers: Mapping[str, OpSchema.AttrType]) -> Any:
+    """An op that only the host knows: its operands with their types, its result's type, its attributes."""
+    kinds = [("T", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int32", "int64", "bool")], "")]
+    schema = OpSchema(
+        name, HOST, 1,
+        inputs=[OpSchema.FormalParameter(operand, kind) for operand, kind in reads.items()],
+        outputs=[OpSchema.FormalParameter("y", gives)],
+        attributes=[OpSchema.Attribute(number, kind, required=True) for number, kind in numbers.items()],
+        type_constraints=kinds if "T" in reads.values() else [],
+    )  # fmt: skip
+    return Op(Opset(HOST, 1), name, schema)
+
+
+INT, INTS = OpSchema.AttrType.INT, OpSchema.AttrType.INTS
+STORE = _host_op("Store", {"keep": "tensor(bool)", "pinned": "tensor(bool)"}, "tensor(int64)", {"rows": INTS})
+FETCH = _host_op("Take", {"x": "T", "index": "tensor(int64)"}, "T", {"batch": INT, "dim": INT})
+
+
+def _compact_hosted(
+    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+) -> tuple[FLOAT, BOOL, INT64]:
+    index = STORE(keep, pinned, rows=[limit, *(ladder or ())])
+    return FETCH(x, index, batch=0, dim=1), FETCH(keep, index, batch=0, dim=1), index
+
+
+def _take_hosted(x: FLOAT, index: INT64, batch: int, dim: int) -> FLOAT:
+    y: FLOAT = FETCH(x, index, batch=batch, dim=dim)
+    return y
+
+
+def translations(program: Program, hosted: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How the IR's own ops are written in ONNX: a site of one sample needs no order, unless it stores dropped rows.
+
+    Args:
+        program: what is written.
+        hosted: leave sites and their gathers to the host.
+    """
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
     free = _compact_ragged if ragged else _compact
 
@@ -192,9 +235,9 @@ def translations(program: Program) -> dict[Callable[..., Any], Callable[..., Any
         PRUNE: _prune,
         RANK: _rank,
         RESTORE: _restore,
-        COMPACT: compact,
+        COMPACT: _compact_hosted if hosted else compact,
         FIT: _fit,
-        TAKE: _take,
+        TAKE: _take_hosted if hosted else _take,
         PUT: _put,
     }
     return {**own, torch.ops.aten.sort.stable: _sort}

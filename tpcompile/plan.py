@@ -18,7 +18,7 @@ from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT, Rows
 from tpcompile.samples import Sample
 
-LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single",)
+LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 STEP = (16,)
 """The ladder where none is given: multiples of 16."""
 
@@ -32,7 +32,7 @@ class Wish:
 
     Attributes:
         lowering: ``auto``, ``dynamic``, ``bucketed`` or ``static``.
-        form: ``auto`` or ``single``.
+        form: ``auto``, ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``, rising; given without a lowering, it means ``bucketed``.
         calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
@@ -87,7 +87,7 @@ class Plan:
 
     Attributes:
         lowering: ``dynamic``, ``bucketed`` or ``static``.
-        form: ``single``.
+        form: ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``.
         counts: the constant counts of ``static``, one a site.
         reason: why, in a sentence.

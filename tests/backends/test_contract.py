@@ -57,6 +57,19 @@ def close(actual: np.ndarray, wanted: np.ndarray) -> bool:
     return actual.shape == wanted.shape and float(np.abs(actual - wanted).max()) <= 1e-5 * max(1.0, float(np.abs(wanted).max()))
 
 
+def test_a_stage_has_files_and_a_session_of_its_own(runtime: Backend, tmp_path: Path) -> None:
+    """Two stages lie side by side; the second copy of what they share replaces nothing."""
+    source = synthetic.save(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    for number in range(2):
+        runtime.build(source, tmp_path / "out", "fp32", stage=number)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {name.split(".")[0] for name in files if name.startswith("stage")} == {"stage0", "stage1"}
+    with runtime.open(tmp_path / "out", stage=0) as first, runtime.open(tmp_path / "out", stage=1) as second:
+        feeds = {"input_ids": np.array([[3, 5, 9]]), "attention_mask": np.array([[1, 1, 1]])}
+        np.testing.assert_array_equal(first.run(feeds)["logits"], second.run(feeds)["logits"])
+
+
 def test_probe_says_version_and_devices(runtime: Backend) -> None:
     found = runtime.probe()
     assert found.ok

@@ -21,7 +21,7 @@ from tpcompile.samples import Sample
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lowering": "packed"}, "unknown lowering 'packed'\n  fix     use one of: auto, dynamic, bucketed, static"),
-    ({"form": "chain"}, "unknown form 'chain'\n  fix     use one of: auto, single"),
+    ({"form": "chain"}, "unknown form 'chain'\n  fix     use one of: auto, single, staged"),
     (
         {"lowering": "dynamic", "buckets": (16,)},
         "lowering dynamic has no buckets\n  fix     ask for lowering bucketed, or leave the buckets out",

@@ -60,13 +60,15 @@ class Backend(Protocol):
         """Say whether the runtime can be used here. Never raises."""
         ...
 
-    def build(self, model: Path, out: Path, precision: str) -> None:
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
         """Write the runtime's own files.
 
         Args:
             model: an ``.onnx`` file, external data beside it. Values named ``site<i>.<what>`` are taps and must stay reachable.
             out: an existing folder; file names are the runtime's usual ones. The same input gives the same bytes.
             precision: ``fp32``, or one the backend names.
+            stage: number of a stage of a chain: the files' names begin with ``stage<n>``; what stages share may be one file. Nothing
+                but the model's outputs is asked of a stage.
 
         Raises:
             UsageError: a precision this backend does not have.
@@ -75,7 +77,9 @@ class Backend(Protocol):
         """
         ...
 
-    def open(self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32") -> Session:
+    def open(
+        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+    ) -> Session:
         """Open what ``build`` wrote.
 
         Args:
@@ -83,6 +87,7 @@ class Backend(Protocol):
             taps: internal values to return besides the outputs, by name.
             threads: threads for one inference; 0 is the runtime's default.
             precision: as at ``build``.
+            stage: as at ``build``.
 
         Raises:
             UsageError: a precision or a tap the engine does not have.

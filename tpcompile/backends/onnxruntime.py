@@ -1,5 +1,6 @@
 """ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
 
+import filecmp
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ FILE = "model.onnx"
 
 
 class OnnxRuntime:
-    """Builds and opens ``model.onnx`` (with ``model.onnx.data`` where weights are external) on the CPU provider."""
+    """Builds and opens ``model.onnx`` (with ``model.onnx.data`` where weights are external) on the CPU provider.
+
+    The stages of a chain are ``stage0.onnx``, ``stage1.onnx``, ... and read their weights from one ``model.onnx.data``.
+    """
 
     name: ClassVar[str] = "onnx"
 
@@ -31,22 +35,24 @@ class OnnxRuntime:
             return Availability(False, reason=f"onnxruntime cannot be imported: {error}", fix="pip install onnxruntime")
         return Availability(True, version=onnxruntime.__version__, devices=tuple(onnxruntime.get_available_providers()))
 
-    def build(self, model: Path, out: Path, precision: str) -> None:
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
         """Copy the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
         _check_precision(precision)
         _runtime()
         with _refusals(model):
             external = _external(_read(model))
-        for source, target in [(model, FILE), *((model.parent / name, name) for name in external)]:
-            if source.resolve() != (out / target).resolve():
-                shutil.copyfile(source, out / target)
-        self.open(out).close()
+        for source, target in [(model, _file(stage)), *((model.parent / name, name) for name in external)]:
+            if not _there(source, out / target):
+                shutil.copy2(source, out / target)
+        self.open(out, stage=stage).close()
 
-    def open(self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32") -> "OnnxSession":
+    def open(
+        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+    ) -> "OnnxSession":
         """See :class:`~tpcompile.backends.base.Backend`. Taps become further outputs of a copy in memory."""
         _check_precision(precision)
         runtime = _runtime()
-        path = folder / FILE
+        path = folder / _file(stage)
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what it logs as an error it also raises
         if threads:
@@ -97,6 +103,15 @@ def _runtime() -> Any:
 
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def _file(stage: int | None) -> str:
+    return FILE if stage is None else f"stage{stage}.onnx"
+
+
+def _there(source: Path, target: Path) -> bool:
+    """Whether a file is its own target, or was copied by the stage before."""
+    return source.resolve() == target.resolve() or (target.is_file() and filecmp.cmp(source, target))
 
 
 def _check_precision(precision: str) -> None:

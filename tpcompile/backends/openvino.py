@@ -4,6 +4,9 @@ Why two graphs on one weights file: OpenVINO drops what no output needs, when it
 cannot be counted on (``site0.index`` is lost as soon as nothing but the tap reads it). The model is therefore converted with the
 taps as outputs and saved as ``openvino_taps.xml``; the plain file is the same text without those outputs. What proves the engine
 is the engine.
+
+The stages of a chain are ``stage0.xml/.bin``, ``stage1.xml/.bin``, ...: a reader finds weights by the graph's own name, so a weight that
+two stages read stands in both files.
 """
 
 import re
@@ -43,7 +46,7 @@ class OpenVino:
             return Availability(False, openvino.__version__, "openvino has no CPU device", "reinstall openvino", devices)
         return Availability(True, version=openvino.__version__, devices=devices)
 
-    def build(self, model: Path, out: Path, precision: str) -> None:
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
         """See :class:`~tpcompile.backends.base.Backend`. Compiles once: what the plugin refuses must fail here, not at load."""
         _hint(precision)
         openvino = _runtime()
@@ -56,13 +59,16 @@ class OpenVino:
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
             except Exception as error:  # the converter raises bare RuntimeError and Exception
                 raise _refused(model.name, error) from error
-            (scratch / "ir.bin").replace(out / WEIGHTS)
-            (out / PLAIN).write_bytes(_without(scratch / "ir.xml", taps))
+            plain, weights = _files(stage)
+            (scratch / "ir.bin").replace(out / weights)
+            (out / plain).write_bytes(_without(scratch / "ir.xml", taps))
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
-        self.open(out, precision=precision).close()
+        self.open(out, precision=precision, stage=stage).close()
 
-    def open(self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32") -> "OpenVinoSession":
+    def open(
+        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+    ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
         hint = _hint(precision)
         openvino = _runtime()
@@ -71,7 +77,8 @@ class OpenVino:
             config["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         try:
-            graph = core.read_model(folder / (TAPPED if taps else PLAIN), folder / WEIGHTS)
+            plain, weights = _files(stage)
+            graph = core.read_model(folder / (TAPPED if taps else plain), folder / weights)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         if taps:
@@ -107,6 +114,11 @@ class OpenVinoSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _files(stage: int | None) -> tuple[str, str]:
+    """Names of the graph and its weights."""
+    return (PLAIN, WEIGHTS) if stage is None else (f"stage{stage}.xml", f"stage{stage}.bin")
 
 
 def _import() -> Any:

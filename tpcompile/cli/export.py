@@ -42,7 +42,7 @@ Examples:
   tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
 """
 
-LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single",)
+LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
