@@ -58,16 +58,22 @@ class Compiled:
         placed: masked form, the reference.
         compact: gathered form, the engine.
         dense: the baseline.
-        twin: ``dense`` as ONNX.
-        reference: ``placed`` as ONNX.
     """
 
     subject: Subject
     placed: Program
     compact: Program
     dense: Program
-    twin: OnnxModel
-    reference: OnnxModel
+
+    @cached_property
+    def twin(self) -> OnnxModel:
+        """``dense`` as ONNX."""
+        return emit(self.dense)
+
+    @cached_property
+    def reference(self) -> OnnxModel:
+        """``placed`` as ONNX."""
+        return emit(self.placed)
 
     @cached_property
     def engine(self) -> OnnxModel:
@@ -78,7 +84,7 @@ class Compiled:
 def compile_subject(
     subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
 ) -> Compiled:
-    """Capture, prove, compact and write ONNX: all that does not depend on a target.
+    """Capture, prove and compact: all that does not depend on a target.
 
     Args:
         subject: see ``tpcompile.subject.subject_of``.
@@ -108,9 +114,8 @@ def compile_subject(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
             fix="pass a dense model with the same outputs",
         )
-    say("write ONNX")
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, emit(dense), emit(placed))
+    return Compiled(subject, placed, compact, dense)
 
 
 def fill(
@@ -135,6 +140,8 @@ def fill(
         What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
+    say("write ONNX")
+    twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
         for asset in subject.assets:
@@ -146,9 +153,9 @@ def fill(
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision)
     say("build dense")
-    _build(runtime, compiled.twin, folder / "dense", precision)
+    _build(runtime, twin, folder / "dense", precision)
     (folder / "reference").mkdir()
-    compiled.reference.save(folder / "reference" / "model.onnx")
+    reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
     truth = (
         lowered if plan.counts else compiled.placed
@@ -157,7 +164,7 @@ def fill(
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
     common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages, "measured": measured})
-    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
+    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
 

@@ -71,15 +71,27 @@ def tune(
     Returns:
         What was measured, in the order of the plans.
     """
+    for number, plan in enumerate(plans):
+        (folder / str(number)).mkdir()
+        build(plan, folder / str(number))
+    return time_in_turns([(plan, folder / str(number)) for number, plan in enumerate(plans)], feeds, threads)
+
+
+def time_in_turns(
+    candidates: Sequence[tuple[Plan, Path]], feeds: Sequence[Mapping[str, np.ndarray]], threads: int = 1
+) -> list[Trial]:
+    """Time bundles in turns; ``tune`` says how.
+
+    Args:
+        candidates: plans with their bundles.
+        feeds: real inputs, in their order.
+        threads: per engine.
+    """
     with ExitStack() as opened:
-        engines = []
-        for number, plan in enumerate(plans):
-            (folder / str(number)).mkdir()
-            build(plan, folder / str(number))
-            engines.append(opened.enter_context(load(folder / str(number), threads=threads)))
+        engines = [opened.enter_context(load(path, threads=threads)) for _, path in candidates]
         cold, *warm = [_pass(engines, feeds, number) for number in range(REPEATS + 1)]
-    later = [[one[i] for one in warm] for i in range(len(plans))]
-    return [Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i])) for i, plan in enumerate(plans)]
+    later = [[one[i] for one in warm] for i in range(len(engines))]
+    return [Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i])) for i, (plan, _) in enumerate(candidates)]
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
