@@ -9,12 +9,13 @@ from tpcompile.passes.compact import Compact
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.mark import Mark
 from tpcompile.passes.optimize.hoist import Hoist
+from tpcompile.passes.optimize.narrow import Narrow
 from tpcompile.passes.optimize.sink import Sink
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
-PLACED: tuple[GraphPass, ...] = (Hoist(), Sink())
+PLACED: tuple[GraphPass, ...] = (Narrow(), Hoist(), Sink())
 """What saves work in a placed program, in order."""
 
 
@@ -46,6 +47,7 @@ __all__ = [
     "Hoist",
     "Lower",
     "Mark",
+    "Narrow",
     "Pipeline",
     "Place",
     "Recognise",

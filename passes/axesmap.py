@@ -66,6 +66,10 @@ class AxesMap:
         """Whether a dim runs over the pruned tokens."""
         return self._find((node.name, output, dim)) in self.roots
 
+    def axis(self, node: fx.Node, dim: int) -> Key:
+        """What a dim of a node's (first) output runs over: equal for dims that share factors."""
+        return self._find((node.name, 0, dim))
+
     def batch_dims(self, node: fx.Node) -> list[int]:
         """The dims of a node's (first) output that run over samples; none where the batch is the literal 1."""
         value = node.meta.get("val")

@@ -18,11 +18,15 @@ from tpcompile.program import Program, Stage
 
 @dataclass(frozen=True)
 class GraphPass:
-    """One rewriting step. Its fields are its options; it prints as ``name{option=value}``."""
+    """One rewriting step. Its fields are its options; it prints as ``name{option=value}``.
+
+    ``masked``: it works on masked form only, and a program that gathers by itself passes through.
+    """
 
     name: ClassVar[str]
     takes: ClassVar[Stage]
     gives: ClassVar[Stage]
+    masked: ClassVar[bool] = False
 
     def run(self, program: Program) -> Program:
         """The rewritten program; the stage and the history are set by the caller."""
@@ -35,7 +39,8 @@ class GraphPass:
                 f"{self.name} takes a {self.takes.name.lower()} program, this one is {program.stage.name.lower()}",
                 fix="run the passes in the pipeline's order",
             )
-        return replace(self.run(program), stage=self.gives, history=(*program.history, str(self)))
+        through = self.masked and program.gathered
+        return replace(program if through else self.run(program), stage=self.gives, history=(*program.history, str(self)))
 
     def __str__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -44,17 +49,26 @@ class GraphPass:
 
 
 def share(program: Program) -> Program:
-    """Compute equal expressions once: equal ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0."""
-    draft, first, found = program.draft(), dict[Any, fx.Node](), False
-    for node in list(draft.graph.nodes):
+    """Compute equal expressions once, see `unite`."""
+    draft = program.draft()
+    return program.adopt(draft, refresh=not program.gathered) if unite(draft.graph) else program
+
+
+def unite(graph: fx.Graph) -> bool:
+    """Compute equal expressions once, and say whether there were any.
+
+    Equal are ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0.
+    """
+    first, found = dict[Any, fx.Node](), False
+    for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         earlier = first.setdefault((node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items())))), node)
         if earlier is not node:
             node.replace_all_uses_with(earlier)
-            draft.graph.erase_node(node)
+            graph.erase_node(node)
             found = True
-    return program.adopt(draft) if found else program
+    return found
 
 
 def _key(value: Any) -> Any:

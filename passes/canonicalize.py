@@ -4,10 +4,11 @@
 2. every reshape-like op is ``reshape`` with fixed sizes and at most one ``-1``: one constant node in an engine;
 3. a mean is a sum over a count: the count keeps the masked program's value when tokens go;
 4. ops without a rule are written in ops that have one (``passes/rules/forms.py``): splits, assignments under a mask, variances,
-   einsum; attention too, but only in a program that prunes: a dense one keeps what runtimes fuse;
+   einsum; attention too, but only in a program that masks: a dense one keeps what runtimes fuse;
 5. a prefix joined in front of rows that were computed without it becomes a selection by position (``passes/prefix.py``);
 6. 0-1 arithmetic becomes logic, and a softmax with a policy a masked one (``passes/policy.py``);
-7. equal expressions are computed once.
+7. equal expressions are computed once;
+8. a model that gathers by itself needs no proof: of these only 1, 2 and 7 are done to it, and its ops stay what engines know.
 """
 
 import operator
@@ -20,7 +21,7 @@ from torch import fx
 
 from tpcompile.errors import NotDeterministic
 from tpcompile.passes.axesmap import AxesMap
-from tpcompile.passes.base import GraphPass, share
+from tpcompile.passes.base import GraphPass, share, unite
 from tpcompile.passes.masks import Masks
 from tpcompile.passes.policy import logic
 from tpcompile.passes.prefix import joined
@@ -50,9 +51,12 @@ class Canonicalize(GraphPass):
 
     def run(self, program: Program) -> Program:
         """Return the simplified program."""
+        if program.gathered:
+            return _simple(program)
+        plain = self.attention == "plain"
         draft = program.draft()
         draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-        forms = FORMS | ({ATTENTION: attention} if self.attention == "plain" else {})
+        forms = FORMS | ({ATTENTION: attention} if plain else {})
         for node in list(draft.graph.nodes):
             _random(node)
             if node.target in _CHECKS:
@@ -65,14 +69,29 @@ class Canonicalize(GraphPass):
                 node.replace_all_uses_with(node.args[0])
             elif node.target in _RESHAPES:
                 _reshape(node)
-            elif node.target is aten.cat.default and self.attention == "plain":
+            elif node.target is aten.cat.default and plain:
                 _join(node)
-        if self.attention != "plain":
+        if not plain:
             return share(program.adopt(draft))
         written = list(logic(draft.graph, Masks(AxesMap(draft.graph), program.constants())))
         places = dict.fromkeys(where_of(node) for node in written)
         assumed = [f"{p.short} ({p.module}): living logits lie less than {SPREAD} below those a policy hides" for p in places]
         return share(program.adopt(draft, assumptions=(*program.assumptions, *assumed)))
+
+
+def _simple(program: Program) -> Program:
+    """Case 8. No node is new, so none needs its shape computed again: with sizes that follow the data that takes long."""
+    draft = program.draft()
+    for node in list(draft.graph.nodes):
+        _random(node)
+        if node.target in _CHECKS:
+            draft.graph.erase_node(node)
+        elif node.target in _SAME or _whole(node):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target in _RESHAPES:
+            _reshape(node)
+    unite(draft.graph)
+    return program.adopt(draft, refresh=False)
 
 
 def _rewrite(node: fx.Node, form: Form) -> None:

@@ -1,7 +1,7 @@
 """placed -> compact: dropped tokens are gone.
 
-1. a site becomes one ``compact``, of what its first ``prune`` takes; where that is computed on the new set already, of the first rows that
-   are gathered to it. Every other row is gathered by its index;
+1. a site becomes one ``compact`` (of constant count where its keep mask shows one), of what its first ``prune`` takes; where that is
+   computed on the new set already, of the first rows that are gathered to it. Every other row is gathered by its index;
 2. an operand on an older set than its factor's is gathered, once per set; what stands on a set comes behind its decision (``schedule``);
 3. a size argument of a dim on a newer set becomes that set's size; a size used as a *number* stays the full sequence's;
 4. position 0 is always stored, and every pinned prefix with it: a set is never empty;
@@ -20,7 +20,7 @@ from torch import fx
 
 from tpcompile.axes import Factors, Placement
 from tpcompile.errors import RigidAxis
-from tpcompile.ops import COMPACT, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, MIN_COUNT, PRUNE, PUT, RESTORE, TAKE
 from tpcompile.passes.axesmap import AxesMap, Described, broadcasting, describe
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.rules import bind, tensor_nodes
@@ -38,6 +38,7 @@ class Compact(GraphPass):
     name: ClassVar[str] = "compact"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.COMPACT
+    masked: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """Return the gathered program; its placements are kept for the nodes that remain."""
@@ -147,7 +148,8 @@ class _Rewrite:
             riding = self._riding(level, later) if self._level(x, 1) == level else x
             x = riding or self._new(first, aten.unsqueeze.default, keep, -1)
             source = self._at(x, level - 1, first) if riding is not None else x
-            made = self._new(first, COMPACT, source, keep, self._prefix(site, first), score)
+            policy = (None, max(site.most, MIN_COUNT)) if site.most is not None else ()
+            made = self._new(first, COMPACT, source, keep, self._prefix(site, first), score, *policy)
             rows, alive, index = (self._new(first, operator.getitem, made, i) for i in range(3))
             self.index[level] = index
             self.stored[level - 1, level] = index if self.axes.samples else self._new(first, aten.select.int, index, 0, 0)

@@ -25,6 +25,10 @@ VIEWS = frozenset(
 """Ops that move nothing: the result is the operand, read in another shape."""
 LOOKUPS = frozenset({aten.select.int, aten.slice.Tensor, aten.index_select.default, aten.embedding.default, TAKE, COMPACT})
 """Ops that take some rows and leave the rest unread."""
+CONVOLUTIONS = frozenset(
+    {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.default}
+)
+"""Products whose factors are positions: each element of the result sums over a kernel."""
 ELEMENTWISE = 12
 """Further bytes per element where each sample has its own positions and rows are not whole: a position of its own, and its spread."""
 
@@ -34,7 +38,7 @@ Term = tuple[fx.Node, int, tuple[str, ...]]
 
 
 def polynomial(program: Program) -> Polynomial:
-    """FLOPs per sample of every matmul-like op, by the token sets of its factors.
+    """FLOPs per sample of every matmul-like op and convolution, by the token sets of its factors.
 
     On a placed program this is the paper's accounting (each op at the tokens alive where it stands); on a compact one the engine's.
     """
@@ -63,6 +67,9 @@ def _terms(program: Program) -> Iterator[Term]:
     sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
     samples = _samples(program)
     for node in program.graph.nodes:
+        if node.target in CONVOLUTIONS:
+            yield _convolution(program, node, sets, samples)
+            continue
         call = describe(node, tuple(tensor_nodes(node)))
         if call is None or call.factors is None or call.rule is None or call.rule.held is not Held.ZERO or len(call.operands) < 2:
             continue
@@ -71,17 +78,28 @@ def _terms(program: Program) -> Iterator[Term]:
         yield node, 2 * math.prod(s for s in sizes.values() if isinstance(s, int)), names
 
 
+def _convolution(program: Program, node: fx.Node, sets: Mapping[Size, str], samples: Size) -> Term:
+    """Every element of the result, times what one of them sums over: the kernel, and the channels of its group."""
+    value, kernel = node.meta["val"], tensor_nodes(node)[1].meta["val"]
+    sizes = [_dim(program, node, value, d, sets, samples) for d in range(value.dim())]
+    counted = math.prod(s for s in sizes if isinstance(s, int)) * math.prod(kernel.shape[1:])
+    return node, 2 * counted, tuple(sorted(s for s in sizes if isinstance(s, str)))
+
+
 def traffic(program: Program) -> Polynomial:
     """Bytes per sample that the ops read and write, weights left out; of what is only looked up, the rows that are taken."""
     sets = _compact_sizes(program) if program.stage is Stage.COMPACT else {}
-    samples, weights = _samples(program), program.constants()
+    samples, weights = _samples(program), set(program.constants())
     total: Counter[tuple[str, ...]] = Counter()
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target in VIEWS or node.target is operator.getitem:
             continue
+        if (given := tensor_nodes(node)) and weights.issuperset(n.name for n in given):
+            weights.add(node.name)  # a part of a weight: runtimes cut it once, when they load the model
+            continue
         value = node.meta.get("val")
         outs = [(node, v) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
-        ins = [(n, n.meta["val"]) for n in tensor_nodes(node) if n.name not in weights]
+        ins = [(n, n.meta["val"]) for n in given if n.name not in weights]
         for tensor, value in [*outs, *(outs if node.target in LOOKUPS else ins)]:
             sizes = [_dim(program, tensor, value, d, sets, samples) for d in range(value.dim())]
             names = tuple(sorted(s for s in sizes if isinstance(s, str)))
@@ -120,7 +138,7 @@ def _factor_sizes(
 def _dim(program: Program, tensor: fx.Node, value: torch.Tensor, d: int, sets: Mapping[Size, str], samples: Size) -> int | str:
     """The size of a tensor's dim per sample, or the name of the token set it runs over."""
     placement = program.placements.get(tensor.name)
-    if program.stage is not Stage.COMPACT and placement is not None and d in placement.dims:
+    if (program.stage is not Stage.COMPACT or program.gathered) and placement is not None and d in placement.dims:
         return f"t{placement.dims[d]}"
     expression = size(value.shape[d])
     if samples.free_symbols and samples.free_symbols <= expression.free_symbols:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from tpcompile.errors import UsageError
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.base import GraphPass
 from tpcompile.program import Program, Stage
@@ -28,7 +29,15 @@ class KeepAll(GraphPass):
     gives: ClassVar[Stage] = Stage.CAPTURED
 
     def run(self, program: Program) -> Program:
-        """Return the program without its sites."""
+        """Return the program without its sites.
+
+        Raises:
+            UsageError: the model gathers by itself: nothing in it says what it would compute with every token.
+        """
+        if program.gathered:
+            raise UsageError(
+                "a model that gathers by itself has no dense form in it", fix="pass dense=module, the unpruned model"
+            )
         draft = program.draft()
         for node in list(draft.graph.nodes):
             if node.op == "call_function" and node.target is PRUNE:

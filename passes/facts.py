@@ -128,6 +128,9 @@ class Facts:
         fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
         values = {cls: self.folded(call, factor, cls)[0] for cls in self.classes if cls > 0}
         first, living = fact.at(dim, 0), fact.at(dim, LIVE)
+        if call.rule is not None and call.rule.held is Held.ORDER:  # behind all the living, not only the largest
+            last = {cls: value for cls, value in values.items() if value.exact and value.lo == NEG_INF}
+            return last if all(v.finite for v in (living, *(values[c] for c in values if c not in last))) else {}
         rows = self._own(call, factor)
         found: dict[int, Value] = {}
         for against in (lambda cls: living if cls == LIVE else values[cls], rows):
@@ -207,7 +210,8 @@ class Facts:
             held |= {(d, 0): facts[0].at(d, 0) for d in joined}
         doubts = frozenset(self._doubts(call, facts))
         fact = Fact(held, self._anywhere(call, facts), doubts, self._paired(call, facts), placed(call, facts))
-        return self._softmax(call, facts[0], fact) if NEG_INF in call.factors.folds.values() else fact
+        picks = NEG_INF in call.factors.folds.values() and call.rule.held is not Held.ORDER
+        return self._softmax(call, facts[0], fact) if picks else fact
 
     def _result(self, call: Described, facts: list[Fact], factor: str, cls: int) -> Value | None:
         """What the result holds at a class along a factor; None where that is no more than what stands anywhere."""

@@ -5,6 +5,8 @@
    that reads the mask reads what is left of it, so that such a sample is computed as the masked model would under the smaller mask;
 3. neither: exactly the kept and pinned rows, as ``compact`` leaves it.
 
+A site whose keep mask shows a constant count stores that count already; a ladder leaves it so.
+
 Any stored set that holds the kept tokens is exact (docs/decisions/0002). This pass must run last: one that relies on how many rows a site
 stores would rely on the wrong number.
 """
@@ -18,7 +20,7 @@ from torch import fx
 from tpcompile.errors import UsageError
 from tpcompile.ops import COMPACT, FIT
 from tpcompile.passes.base import GraphPass
-from tpcompile.program import Program, Stage
+from tpcompile.program import Program, Site, Stage
 from tpcompile.rows import MIN_COUNT, Rows
 
 
@@ -43,16 +45,29 @@ class Lower(GraphPass):
         Raises:
             UsageError: both are given, one cannot be read, or the counts do not fit the sites.
         """
-        if program.rows != (Rows(),) * len(program.sites):
+        if program.gathered and not program.rows:
+            return self._through(program)
+        own = tuple(_own(site) for site in program.sites)
+        if program.rows != own:
             raise UsageError("the program is lowered already", fix="lower the program that `compact` and `cleanup` gave")
         draft = program.draft()
         nodes = list(draft.graph.find_nodes(op="call_function", target=COMPACT))
-        for node, rows in zip(nodes, self._policies(program), strict=True):
+        for node, rows, constant in zip(nodes, self._policies(program), own, strict=True):
+            if constant.limit and not self.counts:
+                continue
             x, keep, pinned, score = [*node.args, None][:4]
             node.args = (x, keep, pinned, score, *((list(rows.ladder), rows.limit) if rows != Rows() else ()))
             if rows.limit:
                 _fit(draft.graph, node, rows.limit)
         return program.adopt(draft)
+
+    def _through(self, program: Program) -> Program:
+        """The program of a model whose counts are constants of its own."""
+        if self.buckets or self.counts:
+            raise UsageError(
+                "the model gathers constant counts by itself: there is nothing to lower", fix="leave the lowering at auto"
+            )
+        return program
 
     def _policies(self, program: Program) -> list[Rows]:
         sites = len(program.sites)
@@ -75,6 +90,11 @@ class Lower(GraphPass):
                 fix=f"give a count of {least} or more for each site",
             )
         return [Rows(limit=int(one)) for one in counts]
+
+
+def _own(site: Site) -> Rows:
+    """What a site stores before it is lowered."""
+    return Rows() if site.most is None else Rows(limit=max(site.most, MIN_COUNT))
 
 
 def _fit(graph: fx.Graph, site: fx.Node, limit: int) -> None:

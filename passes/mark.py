@@ -3,7 +3,9 @@
 1. each distinct keep mask of a ``tpcompile::prune`` node is one site; nodes that share a mask share the site;
 2. ``restore`` gets rows and a base of one shape and dtype;
 3. hidden states must be ``[B, N, C]`` and the mask bool ``[B, N]``; B is 1, or any number where the batch is ragged;
-4. a program without a site is refused: it is dense.
+4. a program without a site is refused: it is dense;
+5. each ``tpcompile::gathered`` node is a site of a model that gathers by itself; its keep mask is read from the index where it has none.
+   A program holds sites of one kind.
 """
 
 from dataclasses import dataclass, replace
@@ -14,10 +16,13 @@ from torch import fx
 
 from tpcompile.axes import TokenSet
 from tpcompile.errors import MarkError
-from tpcompile.ops import PRUNE, RESTORE
+from tpcompile.ops import GATHERED, PRUNE, RESTORE
 from tpcompile.passes.base import GraphPass
+from tpcompile.passes.rules import bind
 from tpcompile.program import Program, Site, Stage, where_of
 from tpcompile.text import line
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Mark(GraphPass):
 
     def run(self, program: Program) -> Program:
         """Return the program with its sites."""
+        if program.gathered:
+            return _native(program, self.batch)
         sites: dict[str, Site] = {}
         for node in program.graph.find_nodes(op="call_function", target=RESTORE):
             _check_restore(node, *(a.meta["val"] for a in node.args))
@@ -60,6 +67,56 @@ class Mark(GraphPass):
                 "or call ops.prune(x, keep)",
             )
         return replace(program, sites=tuple(sites.values()), report=(*program.report, *report))
+
+
+def _native(program: Program, batch: str) -> Program:
+    """Case 5: the sites of a model that gathers by itself."""
+    draft, sites, report = program.draft(), [], []
+    known = {node.name for node in draft.graph.nodes}
+    masked = next(iter(draft.graph.find_nodes(op="call_function", target=PRUNE)), None)
+    if masked is not None:
+        raise MarkError(
+            "the model gathers by itself at one site, and masks at another", where=where_of(masked), node=line(masked),
+            fix="write both sites in masked form (ops.prune), or both gathered (ops.gathered)",
+        )  # fmt: skip
+    for level, node in enumerate(draft.graph.find_nodes(op="call_function", target=GATHERED), 1):
+        given = bind(GATHERED, node.args, node.kwargs)
+        _check_gathered(node, given, batch)
+        keep = given.get("keep") or _named(draft.graph, node, given["x"], given["index"])
+        taps = {"keep": keep, **{kind: given[kind] for kind in ("score", "index", "into") if given.get(kind) is not None}}
+        names = {kind: tap.name for kind, tap in taps.items()}
+        sites.append(Site(f"site{level - 1}", node.name, **({"score": ""} | names), tokens=TokenSet(level, None, where_of(node))))
+        report.append(f"accepted: site{level - 1} at {where_of(node)}: the model gathers by itself")
+    made = any(site.keep not in known for site in sites)
+    return program.adopt(draft, refresh=made, sites=tuple(sites), report=(*program.report, *report))
+
+
+def _named(graph: fx.Graph, site: fx.Node, x: fx.Node, index: fx.Node) -> fx.Node:
+    """Bool ``[B, N]``: the positions that an index ``[B, K]`` names."""
+    tokens = x.meta["val"].shape[1]
+    with graph.inserting_before(site):
+        count = tokens if isinstance(tokens, int) else graph.call_function(aten.sym_size.int, (x, 1))
+        places = graph.call_function(aten.unsqueeze.default, (graph.call_function(aten.arange.default, (count,)), 1))
+        equal = graph.call_function(aten.eq.Tensor, (places, graph.call_function(aten.unsqueeze.default, (index, 1))))
+        keep = graph.call_function(aten.any.dim, (equal, 2))
+    for made in (places, equal, keep):
+        made.meta = {k: v for k, v in site.meta.items() if k in ("stack_trace", "nn_module_stack")}
+    return keep
+
+
+def _check_gathered(node: fx.Node, given: dict[str, Any], batch: str) -> None:
+    rows, x, index = (given[name].meta["val"] for name in ("rows", "x", "index"))
+    masks = [given[name].meta["val"].shape for name in ("keep", "score", "into") if given.get(name) is not None]
+    fits = rows.dim() == x.dim() == 3 and index.shape == rows.shape[:2] and all(mask == x.shape[:2] for mask in masks)
+    if not fits or index.dtype is not torch.int64:
+        shown = ", ".join(f"{name} {list(given[name].meta['val'].shape)}" for name in given if isinstance(given[name], fx.Node))
+        raise MarkError(
+            f"gathered takes rows [B, K, C], x [B, N, C], an int64 index [B, K], and keep, score and into [B, N]; it got {shown}",
+            where=where_of(node), node=line(node), fix="give each the shape of its rows",
+        )  # fmt: skip
+    message, fix = _policy(rows.shape[0] == 1, index.shape[0] == 1, batch)
+    if message:
+        raise MarkError(message, where=where_of(node), node=line(node), fix=fix)
 
 
 def _check(node: fx.Node, x: Any, keep: Any, batch: str) -> None:

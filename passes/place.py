@@ -10,21 +10,24 @@ One fix-point over the axis rules:
 6. each keep mask is contained in the earlier ones, or ``RevivedToken``; an op without a rule on a pruned set is ``UnknownOp``;
 7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``;
 8. ``restore`` runs over the set of its base, and takes no dropped token from its rows, or ``RevivedToken``;
-9. with a batch, nothing that runs over pruned tokens mixes samples, or ``RigidAxis``: each sample has a set of its own.
+9. with a batch, nothing that runs over pruned tokens mixes samples, or ``RigidAxis``: each sample has a set of its own;
+10. a model that gathers by itself has nothing to prove: its sets are the axes that begin at its sites.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import fx
 
-from tpcompile.axes import NEG_INF
+from tpcompile.axes import NEG_INF, Placement
 from tpcompile.errors import RevivedToken, RigidAxis, TokenMismatch, UnmaskedFold, UsageError
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.assumptions import assumptions, bounds
 from tpcompile.passes.axesmap import LOOSE, AxesMap, Described
 from tpcompile.passes.base import GraphPass
+from tpcompile.passes.counts import most
 from tpcompile.passes.facts import Facts
 from tpcompile.passes.levels import Levels, refusal
 from tpcompile.passes.rules import Held
@@ -47,6 +50,8 @@ class Place(GraphPass):
     def run(self, program: Program) -> Program:
         """Return the program with placements, pinned sites and assumptions."""
         axes = AxesMap(program.graph)
+        if program.gathered:
+            return replace(program, placements=_native(program, axes))
         if len(axes.roots) > 1:
             last = program.node(program.sites[-1].node)
             fix = "prune one sequence per program; export the encoders apart"
@@ -64,11 +69,27 @@ class Place(GraphPass):
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
+        sites = tuple(replace(s, most=most(program.node(s.keep), max(s.pinned, 1))) for s in sites)
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
         assumed = (*program.assumptions, *proof.assumed, *dict.fromkeys(assumptions(program, axes, facts)))
         return replace(
             program, sites=sites, placements=placements, assumptions=assumed, bounds=tuple(bounds(program, axes, facts))
         )
+
+
+def _native(program: Program, axes: AxesMap) -> dict[str, Placement]:
+    """Case 10: which dims run over the tokens behind which site."""
+    sites = [program.node(site.node) for site in program.sites]
+    first = sites[0].args[1]
+    assert isinstance(first, fx.Node)
+    born = {axes.axis(node, 1): level for level, node in enumerate([first, *sites])}
+    found: dict[str, Placement] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        rank = value.dim() if isinstance(value, torch.Tensor) else 0
+        dims = {d: born[axis] for d in range(rank) if (axis := axes.axis(node, d)) in born}
+        found |= {node.name: Placement(dims)} if dims else {}
+    return found
 
 
 class Proof:

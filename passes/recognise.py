@@ -43,6 +43,7 @@ class Recognise(GraphPass):
     name: ClassVar[str] = "recognise"
     takes: ClassVar[Stage] = Stage.CAPTURED
     gives: ClassVar[Stage] = Stage.CAPTURED
+    masked: ClassVar[bool] = True
     batch: str = "one"
 
     def run(self, program: Program) -> Program:

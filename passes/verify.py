@@ -50,7 +50,7 @@ def _gathered(program: Program) -> Iterator[tuple[fx.Node | None, str]]:
     for node in program.graph.find_nodes(op="call_function", target=PRUNE):
         yield node, "a prune node is left"
     found = list(program.graph.find_nodes(op="call_function", target=COMPACT))
-    if len(found) != len(program.sites):
+    if len(found) != len(program.sites) and not program.gathered:
         yield None, f"{len(program.sites)} sites, {len(found)} compact nodes"
     for site in program.sites:
         if not site.index:

@@ -18,7 +18,7 @@ ROWS = (
     ("passes.axesmap", "emit"),
     ("passes.values", "passes.masks", "passes.prefix"),
     ("passes.fact", "passes.policy"),
-    ("passes.facts", "passes.verify", "passes.cost", "passes.levels"),
+    ("passes.facts", "passes.verify", "passes.cost", "passes.levels", "passes.counts"),
     ("passes.assumptions", "passes.candidates"),
     ("passes.insert",),
     ("passes.base", "passes.schedule"),

@@ -32,6 +32,7 @@ from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
+from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.plan import AUTO, Plan, Wish, candidates, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample, batches, collate
@@ -78,7 +79,7 @@ class Compiled:
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return emit(self.compact)
+        return self.reference if self.compact.gathered else emit(self.compact)
 
 
 def compile_subject(
@@ -109,6 +110,7 @@ def compile_subject(
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
         dense = KeepAll()(after_pass[Recognise.name])
+    dense = Trim()(dense)
     if dense.output_names != compact.output_names:
         raise UsageError(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
@@ -174,10 +176,10 @@ def _plan(
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
     found = cache(lambda: _calibration(folder, compiled, wish, say))
-    if not wish.tune:
+    plans = candidates(wish, target, compiled.compact, found) if wish.tune else []
+    if len(plans) < 2:
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
-    plans = candidates(wish, target, compiled.compact, found)
     say("tune")
     groups = batches(rows[:TUNED], BATCH if compiled.subject.batch == "ragged" else 1, by_length=True)
     feeds = [collate([rows[i] for i in group]) for group in groups]
@@ -254,9 +256,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
     rows = []
     for inputs in given:
         trace = truth.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
-        taps = {f"site{i}.keep": keep.numpy() for i, keep in enumerate(trace.keep)}
-        taps |= {f"site{i}.score": score.numpy() for i, score in enumerate(trace.score) if score is not None}
-        taps |= {f"site{i}.index": index.numpy() for i, index in enumerate(trace.index) if index is not None}
+        taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
         masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
@@ -275,6 +275,7 @@ def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outpu
             where=s.where.short,
             keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
             score=bool(s.score),
+            form="merged" if s.into else "gathered" if compact.gathered else "masked",
         )
         for s in compact.sites
     )

@@ -1,7 +1,7 @@
 """Program -> ONNX: opset 23, named inputs, outputs and dims, and *taps*: internal values under fixed names.
 
-``site0.keep``, ``site0.score`` and (compact only) ``site0.index`` stay inside the graph; a session can be asked for them, plain runtimes
-never see them.
+``site0.keep``, ``site0.score``, (compact only) ``site0.index`` and (where tokens merge) ``site0.into`` stay inside the graph; a session
+can be asked for them, plain runtimes never see them.
 """
 
 import contextlib
@@ -134,20 +134,16 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
     """The program with what its sites decide as further outputs: so the exporter keeps those values, under known names."""
     draft = program.draft()
     nodes = {n.name: n for n in draft.graph.nodes}
-    wanted = {
-        f"{s.name}.{kind}": nodes[name]
-        for s in program.sites
-        for kind in ("keep", "score", "index")
-        if (name := getattr(s, kind))
-    }
+    wanted = {f"{site.name}.{kind}": nodes[name] for site in program.sites for kind, name in site.taps.items()}
     output = draft.graph.output_node()
     results = output.args[0]
     assert isinstance(results, (tuple, list))
-    if program.stage is Stage.PLACED:
+    bounded = program.stage is Stage.PLACED and bool(program.bounds)
+    if bounded:
         with draft.graph.inserting_before(output):
             wanted |= {f"bound{i}": _margin(draft.graph, nodes, bound) for i, bound in enumerate(program.bounds)}
     output.args = ((*results, *wanted.values()),)
-    return program.adopt(draft, output_names=(*program.output_names, *wanted)), tuple(wanted)
+    return program.adopt(draft, refresh=bounded, output_names=(*program.output_names, *wanted)), tuple(wanted)
 
 
 def _margin(graph: fx.Graph, nodes: Mapping[str, fx.Node], bound: Bound) -> fx.Node:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -44,13 +45,24 @@ class MethodInfo(_Record):
 
 
 class SiteInfo(_Record):
-    """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap."""
+    """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap.
+
+    ``form``: ``masked``: the reference masks where the engine gathers; ``gathered``: the model gathers by itself, reference and engine
+    alike; ``merged``: and merges tokens (the tap ``into``).
+    """
 
     name: str
     module: str = ""
     where: str = ""
     keeps: str = ""
     score: bool = True
+    form: Literal["masked", "gathered", "merged"] = "masked"
+
+    def taps(self, kinds: Sequence[str]) -> tuple[str, ...]:
+        """Those of these kinds of taps that the site has, and those that a model brings along that gathers by itself."""
+        has = {"score": self.score, "index": self.form != "masked" or "index" in kinds, "into": self.form == "merged"}
+        wanted = {*kinds, "index", "into"}
+        return tuple(kind for kind in ("keep", "score", "index", "into") if kind in wanted and has.get(kind, True))
 
 
 class TensorInfo(_Record):

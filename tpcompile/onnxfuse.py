@@ -143,7 +143,7 @@ def _write(graph: ir.Graph, found: _Found, wide: dict[tuple[ir.Value, str], ir.V
     k = found.k
     if found.keys != tuple(range(4)):
         k = _insert(graph, found.last, "Transpose", [k], perm=found.keys)
-        k.shape = ir.Shape([found.k.shape[d] for d in found.keys]) if found.k.shape is not None else None
+        k.type, k.shape = found.k.type, ir.Shape([found.k.shape[d] for d in found.keys]) if found.k.shape is not None else None
     mask = found.mask
     if mask is not None and (len(_sizes(mask)) < 4 or _sizes(mask)[-2] != _sizes(found.q)[-2]):
         key = (mask, str(_sizes(found.q)[-2]))

@@ -1,4 +1,4 @@
-"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, restore, compact, take and put.
+"""The IR's own ops in ONNX: what ``torch.onnx`` is told to write for prune, rank, restore, compact, take, put; and stable sorts.
 
 A graph that is to be cut into stages leaves the gathers to its host: there ``compact`` and ``take`` become ``Store`` and ``Take`` of a
 domain of their own, which no runtime knows (``tpcompile.stages``).
@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxscript
+import torch
 from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 from onnxscript.values import Op, Opset
 
-from tpcompile.ops import COMPACT, FIT, PRUNE, PUT, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR, Rows
+from tpcompile.rows import FAR
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
@@ -26,6 +27,23 @@ HOST = "tpcompile"
 
 def _prune(x: FLOAT, keep: BOOL, score: FLOAT | None = None) -> FLOAT:
     y: FLOAT = op.Identity(x)
+    return y
+
+
+def _gathered(
+    rows: FLOAT, x: FLOAT, index: INT64, keep: BOOL | None = None, score: FLOAT | None = None, into: INT64 | None = None
+) -> FLOAT:
+    y: FLOAT = op.Identity(rows)
+    return y
+
+
+def _rank(score: FLOAT) -> INT64:
+    """By comparing every two tokens: runtimes' sorts differ in what they make of equal scores."""
+    own, other = op.Unsqueeze(score, op.Constant(value_ints=[2])), op.Unsqueeze(score, op.Constant(value_ints=[1]))
+    places = _places(score)
+    later, earlier = op.Unsqueeze(places, op.Constant(value_ints=[2])), op.Unsqueeze(places, op.Constant(value_ints=[1]))
+    before = op.Or(op.Greater(other, own), op.And(op.Equal(other, own), op.Less(earlier, later)))
+    y: INT64 = op.ReduceSum(op.Cast(before, to=INTEGER), op.Constant(value_ints=[2]), keepdims=0)
     return y
 
 
@@ -157,6 +175,14 @@ def _put(base: FLOAT, rows: FLOAT, index: INT64, keep: BOOL) -> FLOAT:
     return y
 
 
+def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[FLOAT, INT64]:
+    """A stable sort: TopK of all puts the lower index first where values are equal."""
+    shape: Any = x.shape
+    axis = dim % len(shape)
+    values, index = op.TopK(x, op.Shape(x, start=axis, end=axis + 1), axis=axis, largest=int(descending), sorted=1)
+    return values, index
+
+
 def _host_op(name: str, reads: Mapping[str, str], gives: str, numbers: Mapping[str, OpSchema.AttrType]) -> Any:
     """An op that only the host knows: its operands with their types, its result's type, its attributes."""
     kinds = [("T", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int32", "int64", "bool")], "")]
@@ -194,14 +220,24 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
         program: what is written.
         hosted: leave sites and their gathers to the host.
     """
-    if hosted:
-        return {PRUNE: _prune, RESTORE: _restore, COMPACT: _compact_hosted, FIT: _fit, TAKE: _take_hosted, PUT: _put}
     ragged = any(program.node(site.keep).meta["val"].shape[0] != 1 for site in program.sites)
-    policy = program.rows[0] if program.rows else Rows()
-    if policy.limit:
-        compact: Callable[..., Any] = _compact_static
-    elif policy.ladder:
-        compact = _compact_bucketed
-    else:
-        compact = _compact_ragged if ragged else _compact
-    return {PRUNE: _prune, RESTORE: _restore, COMPACT: compact, FIT: _fit, TAKE: _take, PUT: _put}
+    free = _compact_ragged if ragged else _compact
+
+    def compact(
+        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+    ) -> tuple[FLOAT, BOOL, INT64]:
+        if limit:
+            return _compact_static(x, keep, pinned, score, ladder, limit)
+        return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)
+
+    own: dict[Callable[..., Any], Callable[..., Any]] = {
+        GATHERED: _gathered,
+        PRUNE: _prune,
+        RANK: _rank,
+        RESTORE: _restore,
+        COMPACT: _compact_hosted if hosted else compact,
+        FIT: _fit,
+        TAKE: _take_hosted if hosted else _take,
+        PUT: _put,
+    }
+    return {**own, torch.ops.aten.sort.stable: _sort}

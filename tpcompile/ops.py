@@ -1,8 +1,9 @@
 """The custom torch ops of the IR. Each has an eager and a fake kernel, and survives ``torch.export`` with its user line.
 
-Masked form: ``prune`` marks a site, ``restore`` brings rows back to full length. Gathered form: ``compact`` is a site, the only
-data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join, each sample by its own
-positions; ``put`` is what ``restore`` becomes.
+Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
+``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
+each sample by its own positions; ``put`` is what ``restore`` becomes. A model that gathers by itself says so with ``gathered``
+(docs/decisions/0011).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,25 @@ from torch import Tensor
 from tpcompile import rows
 from tpcompile.rows import MIN_COUNT, Rows, store
 
-__all__ = ["COMPACT", "FIT", "MIN_COUNT", "PRUNE", "PUT", "RESTORE", "TAKE", "compact", "fit", "prune", "put", "restore", "take"]
+__all__ = [
+    "COMPACT",
+    "FIT",
+    "GATHERED",
+    "MIN_COUNT",
+    "PRUNE",
+    "PUT",
+    "RANK",
+    "RESTORE",
+    "TAKE",
+    "compact",
+    "fit",
+    "gathered",
+    "prune",
+    "put",
+    "rank",
+    "restore",
+    "take",
+]
 
 
 @torch.library.custom_op("tpcompile::prune", mutates_args=())
@@ -42,6 +61,27 @@ def _straight(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 prune.register_autograd(_straight)  # the identity: a marked model trains as it did
+
+
+@torch.library.custom_op("tpcompile::rank", mutates_args=())
+def rank(score: Tensor) -> Tensor:
+    """How many tokens of the same sample stand before each token: those that score higher, and of equal ones those in front.
+
+    Ranks of a sample are a permutation, so ``rank(score) < k`` keeps exactly ``min(k, N)``: a fixed count, which the compiler knows. A
+    dropped token must score -inf (``where(alive, score, -inf)``): then it stands behind every living one.
+
+    Args:
+        score: float ``[B, N]``.
+
+    Returns:
+        int64 ``[B, N]``.
+    """
+    return score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+@rank.register_fake
+def _(score: Tensor) -> Tensor:
+    return torch.empty_like(score, dtype=torch.int64)
 
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())
@@ -103,6 +143,41 @@ def fit(keep: Tensor, pinned: Tensor, score: Tensor | None, limit: int) -> Tenso
 @fit.register_fake
 def _(keep: Tensor, pinned: Tensor, score: Tensor | None, limit: int) -> Tensor:
     return torch.empty_like(keep)
+
+
+@torch.library.custom_op("tpcompile::gathered", mutates_args=())
+def gathered(
+    rows: Tensor, x: Tensor, index: Tensor, keep: Tensor | None = None, score: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    """Mark a site of a model that gathers, or merges, by itself. The identity on ``rows``: the program passes through as it is.
+
+    Args:
+        rows: hidden states ``[B, K, C]`` behind the site.
+        x: hidden states ``[B, N, C]`` before it.
+        index: int64 ``[B, K]``, the position in ``x`` that each row continues; -1 for a row that continues none (a fused token).
+        keep: bool ``[B, N]``, tokens that live on; default: those that ``index`` names.
+        score: float ``[B, N]`` the decision came from; only reported.
+        into: int64 ``[B, N]``, for a method that merges: the position in ``x`` whose row each token went into, its own where it went
+            into none. A token whose row is not stored is gone.
+
+    Returns:
+        ``[B, K, C]``, equal to ``rows``.
+    """
+    return rows.clone()
+
+
+@gathered.register_fake
+def _(
+    rows: Tensor, x: Tensor, index: Tensor, keep: Tensor | None = None, score: Tensor | None = None, into: Tensor | None = None
+) -> Tensor:
+    return torch.empty_like(rows)
+
+
+def _straight_rows(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    return grad, None, None, None, None, None
+
+
+gathered.register_autograd(_straight_rows)
 
 
 @torch.library.custom_op("tpcompile::restore", mutates_args=())
@@ -178,6 +253,8 @@ def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
 
 
 PRUNE = torch.ops.tpcompile.prune.default
+GATHERED = torch.ops.tpcompile.gathered.default
+RANK = torch.ops.tpcompile.rank.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
 FIT = torch.ops.tpcompile.fit.default

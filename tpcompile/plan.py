@@ -124,11 +124,16 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         target: of the engine.
         program: compact.
         samples: gives data to calibrate on, with its name; called only where it is needed.
+
+    Raises:
+        UsageError: the program cannot have this form, or there is no data.
     """
     rule = RULES.get(target, OTHERWISE)
     lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
     reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
     form = rule.form if wish.form == "auto" else wish.form
+    if form == "staged" and program.gathered:
+        raise UsageError("the model gathers by itself: there is no site to cut it at", fix="leave the form at auto")
     if lowering == "static":
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
@@ -148,6 +153,8 @@ def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], 
         samples: as ``settle`` takes them.
     """
     first = settle(wish, target, program, samples)
+    if program.gathered:
+        return [first]
     lowerings = LOWERINGS[:2] if wish.lowering == "auto" and not wish.buckets else (first.lowering,)
     forms = FORMS if wish.form == "auto" else (first.form,)
     found = [

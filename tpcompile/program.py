@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
@@ -20,9 +21,12 @@ from torch.utils import _pytree as pytree
 from tpcompile.axes import Placement, TokenSet
 from tpcompile.errors import StageError, Where
 from tpcompile.frames import user_frame
-from tpcompile.ops import COMPACT
+from tpcompile.ops import COMPACT, GATHERED
 from tpcompile.rows import Rows
 from tpcompile.spec import TensorSpec
+
+TAPS = ("keep", "score", "index", "into")
+"""What a site can be asked for, under ``<site>.<tap>``."""
 
 
 class Stage(enum.IntEnum):
@@ -45,7 +49,9 @@ class Site:
         score: name of the float ``[B, N]`` node it came from, or empty.
         tokens: the token set born here.
         pinned: number of leading tokens that are stored even when dropped, because something reads their position.
-        index: name of the node with the stored positions ``[B, K]``, once compact.
+        index: name of the node with the stored positions ``[B, K]``, once compact, or where the model gathers by itself.
+        into: name of the int64 ``[B, N]`` node that says into which row of the site's storage each token merged, or empty.
+        most: the largest number of rows the site can have to store, where the program shows one: then it stores as many, always.
     """
 
     name: str
@@ -55,6 +61,13 @@ class Site:
     tokens: TokenSet
     pinned: int = 0
     index: str = ""
+    into: str = ""
+    most: int | None = None
+
+    @property
+    def taps(self) -> dict[str, str]:
+        """What the site decides: tap (``keep``, ``score``, ``index``, ``into``) -> node, for those that it has."""
+        return {kind: name for kind in TAPS if (name := getattr(self, kind))}
 
     @property
     def where(self) -> Where:
@@ -94,12 +107,20 @@ class Trace:
         keep: per site, bool ``[B, N_i]`` on the storage the site sees.
         score: per site, float ``[B, N_i]`` or None.
         index: per site, int64 ``[B, K_i]`` positions stored; None in masked form.
+        into: per site, int64 ``[B, N_i]`` rows merged into; None where nothing merges.
     """
 
     outputs: dict[str, Tensor]
     keep: tuple[Tensor, ...]
     score: tuple[Tensor | None, ...]
     index: tuple[Tensor | None, ...]
+    into: tuple[Tensor | None, ...] = ()
+
+    @property
+    def taps(self) -> dict[str, Tensor]:
+        """The same by the names that an engine's taps have: ``site0.keep``."""
+        found = {"keep": self.keep, "score": self.score, "index": self.index, "into": self.into}
+        return {f"site{i}.{kind}": tap for kind, taps in found.items() for i, tap in enumerate(taps) if tap is not None}
 
 
 @dataclass(frozen=True)
@@ -144,12 +165,12 @@ class Program:
         Raises:
             TypeError: an input is missing or unknown.
         """
-        values, seen = self._run(inputs, [n for site in self.sites for n in (site.keep, site.score, site.index) if n])
+        values, seen = self._run(inputs, [name for site in self.sites for name in site.taps.values()])
 
         def pick(attribute: str) -> tuple[Any, ...]:
             return tuple(seen.get(getattr(site, attribute)) for site in self.sites)
 
-        return Trace(values, pick("keep"), pick("score"), pick("index"))
+        return Trace(values, pick("keep"), pick("score"), pick("index"), pick("into"))
 
     def values(self, nodes: Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
         """Run in eager torch and return the values of these nodes, by name.
@@ -199,6 +220,11 @@ class Program:
         return dict(zip((spec.name for spec in self.inputs), leaves, strict=True))
 
     @property
+    def gathered(self) -> bool:
+        """The model gathers by itself (``ops.gathered``): nothing is to be proved, and the program passes through as it is."""
+        return any(True for _ in self.graph.find_nodes(op="call_function", target=GATHERED))
+
+    @property
     def rows(self) -> tuple[Rows, ...]:
         """How many rows each site stores, once compact; empty before."""
         names = ("x", "keep", "pinned", "score", "ladder", "limit")
@@ -235,7 +261,7 @@ class Program:
             refresh: compute the metadata; without, every new node must have its own.
             changes: other fields of the Program to replace.
         """
-        decided = {n for site in changes.get("sites", self.sites) for n in (site.keep, site.score, site.index)}
+        decided = {n for site in changes.get("sites", self.sites) for n in site.taps.values()}
         draft.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.name in decided)
         draft.graph.lint()
         draft.recompile()
@@ -275,13 +301,36 @@ def _refresh(module: fx.GraphModule) -> None:
 
 
 class _Refresher(fx.Interpreter):
-    """Writes each node's fake value back as its metadata."""
+    """Writes each node's fake value back as its metadata. Where op and operands are those of the last time, nothing is computed."""
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            n.meta["val"] = value
-        return value
+        if n.op != "call_function":
+            value = super().run_node(n)
+            if n.op != "output":
+                n.meta["val"] = value
+            return value
+        leaves, form = pytree.tree_flatten(self.fetch_args_kwargs_from_env(n))
+        *known, operands = n.meta.get("made_from", (None, None, ()))
+        old = n.meta.get("val")
+        if known != [n.target, form] or not all(a is b or _same_number(a, b) for a, b in zip(operands, leaves, strict=True)):
+            value = super().run_node(n)
+            n.meta["val"] = old if _same_value(old, value) else value
+            n.meta["made_from"] = (n.target, form, leaves)
+        return n.meta["val"]
+
+
+def _same_number(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, (int, float, str)) and a == b and repr(a) == repr(b)
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    """Whether a fake value says what another says: the readers of the old one need not be computed again."""
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        return bool(a.node.expr == b.node.expr)
+    if not (isinstance(a, FakeTensor) and isinstance(b, FakeTensor) and a.fake_mode is b.fake_mode and a.dim() == b.dim()):
+        return False
+    sizes = zip((*a.shape, *a.stride(), a.storage_offset()), (*b.shape, *b.stride(), b.storage_offset()), strict=True)
+    return (a.dtype, a.device) == (b.dtype, b.device) and all(_same_number(x, y) or _same_value(x, y) for x, y in sizes)
 
 
 def _rebuild(old: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:

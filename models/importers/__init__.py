@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tpcompile.models.importers import ltp
+from tpcompile.models.importers import dynamicvit, evit, ltmp, ltp
 
 
 class Importer(Protocol):
@@ -23,7 +23,7 @@ class Importer(Protocol):
         """Raise UsageError for a parameter only the caller can know."""
 
 
-IMPORTERS: dict[str, Importer] = {ltp.NAME: ltp}
+IMPORTERS: dict[str, Importer] = {module.NAME: module for module in (ltp, evit, dynamicvit, ltmp)}
 """Method -> importer."""
 
 

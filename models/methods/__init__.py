@@ -9,11 +9,41 @@ from torch import nn
 
 from tpcompile.errors import UsageError
 from tpcompile.models.families import find
+from tpcompile.models.methods.as_vit import AsVit
+from tpcompile.models.methods.ats import Ats
 from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
 from tpcompile.models.methods.cls_attention import ClsAttention
+from tpcompile.models.methods.dynamicvit import DynamicVit
+from tpcompile.models.methods.evit import Evit
+from tpcompile.models.methods.jmp import Jmp
+from tpcompile.models.methods.ltmp import Ltmp
 from tpcompile.models.methods.ltp import Ltp
+from tpcompile.models.methods.power_bert import PowerBert
+from tpcompile.models.methods.tome import Tome
+from tpcompile.models.methods.top import Top
+from tpcompile.models.methods.tps import Tps
+from tpcompile.models.methods.transkimmer import Transkimmer
+from tpcompile.models.methods.zero_tprune import ZeroTprune
 
-METHODS: dict[str, type[Method]] = {Ltp.name: Ltp, ClsAttention.name: ClsAttention}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Ltp,
+        ClsAttention,
+        AsVit,
+        Top,
+        PowerBert,
+        Transkimmer,
+        Evit,
+        Tome,
+        DynamicVit,
+        Tps,
+        Ats,
+        Ltmp,
+        ZeroTprune,
+        Jmp,
+    )
+}
 """Name -> method."""
 
 

@@ -8,22 +8,28 @@ from types import MethodType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.models.families import Parts, bind
 
+Weights = dict[str, Tensor]
+"""Trained tensors of a method by name: what an importer finds in a checkpoint. They go into no recipe and no manifest."""
+
+LEARNED = Field(exclude=True, repr=False)
+"""What a field that holds `Weights` is annotated with."""
+
 
 class Parameters(BaseModel):
-    """Base of every method's parameters: unknown names are refused, values are JSON-able.
+    """Base of every method's parameters: unknown names are refused, values are JSON-able, but for `Weights`.
 
     Attributes:
         fill: what stands for a dropped token in outputs with one row per token: ``last``: its hidden state when it was dropped,
             ``zero``: zeros. No other output reads it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     fill: Literal["last", "zero"] = "last"
 
@@ -134,7 +140,7 @@ class Pruned(nn.Module):
         self.dense = parts.dense
         self.body = body
         self.method = body.name
-        self.method_parameters: dict[str, Any] = parameters.model_dump(mode="json")
+        self.method_parameters: dict[str, Any] = parameters.model_dump(mode="json", exclude_none=True)
         self.family = parts.family
         self.parts = parts
         self.fill = parameters.fill

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tpcompile.errors import UsageError
 from tpcompile.models.families import Parts
+from tpcompile.models.methods.masked import demand_cls
 from tpcompile.models.methods.threshold import Score, ThresholdMethod, ThresholdParameters
 
 
@@ -20,12 +20,8 @@ class ClsAttention(ThresholdMethod):
     Parameters = ThresholdParameters
 
     def __init__(self, parts: Parts, parameters: ThresholdParameters) -> None:
-        if not parts.cls:
-            raise UsageError(
-                f"cls-attention scores tokens by a CLS token, and this {parts.architecture} has none",
-                fix="use --method ltp, which averages over all queries",
-            )
-        super().__init__(parts, parameters, parts.prefix)
+        demand_cls(self.name, parts)
+        super().__init__(parts, parameters, parameters.thresholds, parts.prefix)
 
     def score(self, x: Tensor, alive: Tensor) -> Score:
         """The attention that the first token's query pays a token: mean over heads."""

@@ -6,7 +6,7 @@ the feed-forward and all that follows only those kept.
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,15 +17,17 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-
-MASKED = -10000.0
-"""Added to the logits of dead keys; far enough below any logit that their softmax is exactly 0 in float32."""
+from tpcompile.models.methods.masked import attention, joined, leading
 
 FLOOR = 1e-5
 """Lower bound of an active threshold, as in the official LTP: it keeps tokens without attention, the dead ones, below every one."""
 
 Score = Callable[[Tensor], Tensor]
 """Attention ``[B, H, N, N]``, softmaxed, rows of dead queries 0, to a score per token ``[B, N]``."""
+
+
+Thresholds = list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+"""One per layer, 0 or more."""
 
 
 class ThresholdParameters(base.Parameters):
@@ -35,7 +37,7 @@ class ThresholdParameters(base.Parameters):
         thresholds: one per layer, 0 or more; 0 switches the layer's decision off.
     """
 
-    thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    thresholds: Thresholds
 
 
 class ThresholdLayer(nn.Module):
@@ -45,9 +47,11 @@ class ThresholdLayer(nn.Module):
         threshold: float32, 0-d.
         active: False for a threshold of exactly 0: the block hands its mask on.
         protected: number of leading tokens that never fall.
+        least: lower bound of an active threshold.
     """
 
     threshold: Tensor
+    least: ClassVar[float] = FLOOR
 
     def __init__(self, block: Block, theta: float, protected: int) -> None:
         super().__init__()
@@ -55,53 +59,73 @@ class ThresholdLayer(nn.Module):
         self.protected = protected
         exact = torch.tensor(theta, dtype=torch.float32)
         self.active = bool(exact != 0)
-        self.register_buffer("threshold", exact.clamp(min=FLOOR))
+        self.register_buffer("threshold", exact.clamp(min=self.least))
 
-    def forward(self, x: Tensor, alive: Tensor, score_of: Score) -> Step:
+    def forward(self, x: Tensor, alive: Tensor, score_of: Score, entry: Tensor) -> Step:
         """Run the block.
 
         Args:
             x: hidden states ``[B, N, C]``.
             alive: bool ``[B, N]``, tokens alive at entry.
             score_of: the method's score.
+            entry: bool ``[B, N]``, tokens alive at the first block's entry.
         """
-        query, key, value = self.block.qkv(x)
-        logits = query @ key.transpose(-1, -2) * self.block.scale
-        logits = logits + torch.where(alive, 0.0, MASKED)[:, None, None, :]
-        # Dead queries count for nothing: neither in the context nor in the score.
-        attention = logits.softmax(dim=-1) * alive.to(x.dtype)[:, None, :, None]
-        context = (attention @ value).transpose(1, 2).reshape(x.shape)
-        x = self.block.attention_output(context, x)
+        weights, value = attention(self.block, x, alive)
+        x = self.block.attention_output(joined(weights @ value, x), x)
         if not self.active:
             return Step(self.block.feed_forward(x), alive)
-        score = score_of(attention)
-        keep = torch.logical_and(alive, self._wanted(score))
+        score = score_of(weights)
+        keep = torch.logical_and(alive, self._or_protected(self.wanted(score, alive, entry)))
         return Step(self.block.feed_forward(ops.prune(x, keep, score)), keep, score, x)
 
-    def _wanted(self, score: Tensor) -> Tensor:
-        """``score: [B, N]`` to bool ``[B, N]``: at the threshold or above, or protected."""
-        wanted = score >= self.threshold
-        if not self.protected:
-            return wanted
-        return torch.logical_or(wanted, torch.arange(score.shape[1], device=score.device) < self.protected)
+    def wanted(self, score: Tensor, alive: Tensor, entry: Tensor) -> Tensor:
+        """The decision: at the threshold or above.
+
+        Args:
+            score: ``[B, N]``.
+            alive: bool ``[B, N]``, tokens alive at the block's entry.
+            entry: bool ``[B, N]``, tokens alive at the first block's entry.
+
+        Returns:
+            bool ``[B, N]``.
+        """
+        return score >= self.threshold
+
+    def _or_protected(self, wanted: Tensor) -> Tensor:
+        """``wanted: bool [B, N]``, and the protected tokens."""
+        return torch.logical_or(wanted, leading(wanted, self.protected)) if self.protected else wanted
 
 
 class ThresholdMethod(Method):
     """One threshold per layer over all blocks of a model; subclasses say what the score is."""
 
-    def __init__(self, parts: Parts, parameters: ThresholdParameters, protected: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        parameters: base.Parameters,
+        thresholds: Sequence[float],
+        protected: int,
+        layer: type[ThresholdLayer] = ThresholdLayer,
+    ) -> None:
+        """Build one layer per block.
+
+        Args:
+            parts: of the model.
+            parameters: of the method.
+            thresholds: one per block.
+            protected: number of leading tokens that never fall.
+            layer: makes a block's layer.
+        """
         super().__init__(parts, parameters)
-        check_length(parameters.thresholds, len(parts.blocks))
-        self.steps = nn.ModuleList(
-            ThresholdLayer(block, theta, protected) for block, theta in zip(parts.blocks, parameters.thresholds, strict=True)
-        )
+        check_length(thresholds, len(parts.blocks))
+        self.steps = nn.ModuleList(layer(block, theta, protected) for block, theta in zip(parts.blocks, thresholds, strict=True))
 
     def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
         """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
-        score_of = self.score(x, alive)
+        score_of, entry = self.score(x, alive), alive
         steps: list[Step] = []
         for layer in self.steps:
-            steps.append(layer(x, alive, score_of))
+            steps.append(layer(x, alive, score_of, entry))
             x, alive = steps[-1].x, steps[-1].alive
         return tuple(steps)
 

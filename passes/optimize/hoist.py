@@ -40,6 +40,7 @@ class Hoist(GraphPass):
     name: ClassVar[str] = "hoist"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.PLACED
+    masked: ClassVar[bool] = True
     tokens: int = Expected.tokens
 
     def run(self, program: Program) -> Program:
@@ -61,7 +62,9 @@ def _behind(node: fx.Node, counts: Counts) -> Made:
         return []
     for p, a in (node.args[:2], node.args[1::-1]):
         if isinstance(p, fx.Node) and isinstance(a, fx.Node) and p.meta["val"].shape == node.meta["val"].shape:
-            plans = [_sum(reader, a, counts) if reader.target is SUM else _matmul(reader, node, a, counts) for reader in node.users]
+            plans = [
+                _sum(reader, a, counts) if reader.target is SUM else _matmul(reader, node, a, counts) for reader in node.users
+            ]
             if all(plans):
                 return [(reader, plan(p)) for reader, plan in zip(list(node.users), plans, strict=True) if plan]
     return []

@@ -33,6 +33,7 @@ class Sink(GraphPass):
     name: ClassVar[str] = "sink"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.PLACED
+    masked: ClassVar[bool] = True
     tokens: int = Expected.tokens
     keep: float = Expected.keep
     balance: float = Expected.balance

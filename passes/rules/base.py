@@ -88,6 +88,8 @@ class Held(enum.Enum):
     """Joins along a rigid dim: the first operand's position 0 is the result's."""
     PICK = "pick"
     """Reads elements of the first operand by an index: anywhere it holds what that operand holds."""
+    ORDER = "order"
+    """A place among the others: what is read at a living token counts living tokens only, and that token is one of them."""
     NONE = "none"
     """Nothing is known of the result."""
 

@@ -155,3 +155,34 @@ register(
     ],
 )
 register(aten.conv1d.padding, _convolution, lambda: [(torch.randn(6, 4, 5), torch.randn(7, 4, 3), torch.randn(7), [1], "same")])
+
+
+def _attention(call: Call) -> Factors:
+    """Rows of queries are free unless a causal mask counts them; keys, and the width that scales the logits, are not."""
+    sides = [("i", "c"), ("j", "c"), ("j", "e"), ("i", "j")]
+    ins: list[tuple[str | None, ...]] = []
+    for tensor, side in zip(call.tensors, sides, strict=False):
+        last = tuple(f if s != 1 or f != "i" else None for f, s in zip(side, tensor.shape[-2:], strict=True))
+        ins.append((*_batch(tensor, call.out, 2), *last))
+    outs: tuple[str | None, ...] = (*names(call.out.rank, "b")[:-2], "i", "e")
+    rigid = {
+        "j",
+        "c",
+        *("i" if call.args.get("is_causal") else ()),
+        *(names(call.out.rank, "b")[:-2] if call.args.get("enable_gqa") else ()),
+    }
+    if call.tensors[0].shape[-2] == 1:  # one query is no row of a set, and a mask of one row may stand for all
+        ins[0], outs = (*ins[0][:-2], None, "c"), (*outs[:-2], None, "e")
+    return Factors(tuple(ins), (outs,), rigid=frozenset(rigid))
+
+
+register(
+    aten.scaled_dot_product_attention.default,
+    _attention,
+    lambda: [
+        (torch.randn(3, 4, 5, 6), torch.randn(3, 4, 7, 6), torch.randn(3, 4, 7, 8)),
+        (torch.randn(3, 4, 5, 6), torch.randn(3, 4, 7, 6), torch.randn(3, 4, 7, 8), torch.randn(3, 1, 5, 7)),
+        (torch.randn(3, 4, 5, 6), torch.randn(3, 4, 7, 6), torch.randn(3, 4, 7, 8), torch.randn(3, 1, 1, 7) > -1),
+        (torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), None, 0.0, True),
+    ],
+)

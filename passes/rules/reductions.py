@@ -7,6 +7,7 @@ import torch
 from torch._ops import OpOverload
 
 from tpcompile.axes import NEG_INF, Factors
+from tpcompile.ops import RANK
 from tpcompile.passes.rules.base import Call, Held, names, register
 
 aten = torch.ops.aten
@@ -69,6 +70,11 @@ def rigid_last(op: OpOverload, samples: Callable[[], list[tuple[object, ...]]], 
     register(op, factors, samples)
 
 
+def _rank(call: Call) -> Factors:
+    return Factors((("b", "n"),), (("b", "n"),), folds={"n": NEG_INF})
+
+
+register(RANK, _rank, lambda: [(torch.randn(4, 6),), (torch.randint(0, 3, (4, 6)).float(),)], held=Held.ORDER)
 folding(aten.sum.dim_IntList, 0.0)
 folding(aten.amax.default, NEG_INF, held=Held.SAME)
 folding(aten.amin.default, -NEG_INF, held=Held.SAME)

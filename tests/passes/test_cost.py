@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +39,24 @@ def test_flops_by_token_set(toy: Callable[..., Program]) -> None:
 def test_flops_of_a_fixed_length(toy: Callable[..., Program]) -> None:
     placed = Pipeline((Canonicalize(), Mark(), Place()))(toy(Block(), dynamic=False))
     assert {names: c for c, names in polynomial(placed)} == EXPECTED
+
+
+class Patches(nn.Module):
+    """Patches of 4 x 4 pixels become tokens: 16 of them in an image of 16 x 16."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch, self.embed = batch, nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, image: Tensor, keep: Tensor) -> Tensor:
+        x = ops.prune(self.embed(image).flatten(2).transpose(1, 2), keep)
+        return (x * keep.unsqueeze(-1)).sum(1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_convolution_sums_over_its_kernel(toy: Callable[..., Program], batch: int) -> None:
+    given = {"image": torch.randn(batch, 3, 16, 16), "keep": torch.ones(batch, 16, dtype=torch.bool)}
+    placed = Pipeline((Canonicalize(), Mark("one" if batch == 1 else "ragged"), Place()))(
+        toy(Patches(batch), dynamic=False, **given)
+    )
+    assert polynomial(placed) == ((2 * 16 * 8 * 3 * 4 * 4, ()),)

@@ -142,6 +142,22 @@ def test_what_a_wish_leaves_open_is_tried_and_the_rule_comes_first(program: Prog
     assert tried(Wish("static", tune=True)) == [("static", "single", (17,)), ("static", "staged", (17,))]
 
 
+def test_a_model_that_gathers_by_itself_is_one_graph() -> None:
+    class Gathers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            index = torch.arange(2).unsqueeze(0)
+            return ops.gathered(x[:, :2], x, index).sum(1)
+
+    captured = capture(Gathers().eval(), {"x": torch.randn(1, 6, 4)}, {})
+    alone: Program = DEFAULT(captured)
+    assert candidates(Wish(tune=True), "onnx", alone, nothing) == [settle(AUTO, "onnx", alone, nothing)]
+    with pytest.raises(UsageError) as caught:
+        settle(Wish(form="staged"), "onnx", alone, nothing)
+    assert str(caught.value) == (
+        "the model gathers by itself: there is no site to cut it at\n  fix     leave the form at auto"
+    )
+
+
 def test_a_quantile_takes_a_count_that_was_seen(program: Program) -> None:
     assert calibrate(program, samples(3, 17, 9, 30), 0.5) == (17,)  # of the two in the middle the larger one: half of them fit
     assert calibrate(program, samples(0), 1.0) == (2,)  # never below the least storage

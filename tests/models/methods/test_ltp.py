@@ -71,8 +71,8 @@ def test_a_fallen_first_token_computes_on_and_is_read(tiny: Tiny, padded: Padded
     changed[:, 0] += 1.0
     step = pruned.body.steps[1]
     score_of = pruned.body.score(seen.hidden[1], seen.kept[0])
-    before, after = step(seen.hidden[1], seen.kept[0], score_of).x, step(changed, seen.kept[0], score_of).x
     alive = seen.kept[0]
+    before, after = (step(x, alive, score_of, alive).x for x in (seen.hidden[1], changed))
     torch.testing.assert_close(before[alive], after[alive], rtol=0, atol=0)
 
 
@@ -145,6 +145,7 @@ def test_parameters_are_recorded(tiny: Tiny) -> None:
         "thresholds": [0.0, 0.1, 0.2],
         "n_ref": "length",
         "protect": "none",
+        "prune_mode": "absolute_threshold",
         "fill": "last",
     }
 

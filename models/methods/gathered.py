@@ -1,0 +1,158 @@
+"""What methods share that gather by themselves: the attention written out, fixed counts by rank, rows fetched by position.
+
+Their eager form is gathered already (``ops.gathered`` marks the sites): what runs here is what the compiler writes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tpcompile import ops
+from tpcompile.errors import UsageError
+from tpcompile.models.families import Block, Parts
+from tpcompile.models.methods.base import Method, Step
+
+HIDDEN = -10000.0
+"""Added to the logits of rows that are stored though dead; their softmax is exactly 0 in float32."""
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+"""A share of tokens to keep."""
+Blocks = list[Annotated[int, Field(ge=0)]]
+"""Numbers of blocks, the first is 0."""
+
+
+class GatheredMethod(Method):
+    """A method whose ``steps`` take ``x: [B, N, C]`` and ``alive: bool [B, N]`` and return a `Step`, fewer rows behind some."""
+
+    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
+        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
+        steps: list[Step] = []
+        for layer in self.steps:
+            steps.append(layer(x, alive))
+            x, alive = steps[-1].x, steps[-1].alive
+        return tuple(steps)
+
+
+class Plain(nn.Module):
+    """A block that drops nothing; it hides dead rows where there may be some (``hides``)."""
+
+    def __init__(self, block: Block, hides: bool = False) -> None:
+        super().__init__()
+        self.block, self.hides = block, hides
+
+    def forward(self, x: Tensor, alive: Tensor) -> Step:
+        """``x: [B, N, C]``, ``alive: bool [B, N]``, all True unless dead rows are hidden."""
+        x, _, _ = attend(self.block, x, hidden(alive) if self.hides else None)
+        return Step(self.block.feed_forward(x), alive)
+
+
+def attend(block: Block, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A block up to its feed-forward.
+
+    Args:
+        block: the family's.
+        x: ``[B, N, C]``.
+        bias: added to the logits, broadcasts to ``[B, H, N, N]``.
+
+    Returns:
+        ``x`` behind attention and residual, the softmaxed attention ``[B, H, N, N]``, and the keys ``[B, H, N, D]``.
+    """
+    query, key, value = block.qkv(x)
+    logits = (query * block.scale) @ key.transpose(-1, -2)
+    attention = (logits if bias is None else logits + bias).softmax(dim=-1)
+    context = (attention @ value).transpose(1, 2).reshape(x.shape)
+    return block.attention_output(context, x), attention, key
+
+
+def hidden(alive: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """What hides dead keys, beside a bias for the others: ``bool [B, N]`` (and ``[B, N]``) to ``[B, 1, 1, N]``."""
+    return torch.where(alive, bias, HIDDEN)[:, None, None, :]
+
+
+def fetch(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``x: [B, N, C]`` at ``index: int64 [B, K]``: ``[B, K, C]``."""
+    if x.shape[0] == 1:
+        return x.index_select(1, index[0])
+    rows: Tensor = ops.take(x, index, 0, 1)
+    return rows
+
+
+def ranked(score: Tensor) -> Tensor:
+    """Positions by falling score, equal scores in order: ``float [B, M]`` to ``int64 [B, M]``."""
+    order: Tensor = torch.sort(score, dim=1, descending=True, stable=True).indices
+    return order
+
+
+def behind(prefix: int, positions: Tensor) -> Tensor:
+    """Positions among all tokens, the prefix first, from positions ``int64 [B, K]`` among the others: ``[B, prefix + K]``."""
+    front = torch.arange(prefix, device=positions.device).expand(positions.shape[0], prefix)
+    return torch.cat([front, positions + prefix], dim=1)
+
+
+def scored(prefix: int, score: Tensor) -> Tensor:
+    """A score ``[B, M]`` for every token: infinite for the prefix, which never falls."""
+    return nn.functional.pad(score, (prefix, 0), value=math.inf)
+
+
+def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:
+    """What the CLS query pays every token behind the prefix, mean over heads: ``[B, H, N, N]`` to ``[B, N - prefix]``."""
+    return attention[:, :, 0, prefix:].mean(dim=1)
+
+
+def check_blocks(name: str, chosen: Sequence[int], depth: int) -> None:
+    """Demand rising block numbers within the depth.
+
+    Raises:
+        UsageError: naming the parameter.
+    """
+    if list(chosen) != sorted(set(chosen)) or any(number >= depth for number in chosen):
+        raise UsageError(
+            f"{name} is {', '.join(map(str, chosen))}, and the model has blocks 0 to {depth - 1}",
+            fix=f"give rising numbers from 0 to {depth - 1}",
+        )
+
+
+def check_images(method: str, parts: Parts, cls: bool = True) -> None:
+    """Demand a model of images with one output per image, and a CLS token where it is needed.
+
+    Raises:
+        UsageError: naming what is missing.
+    """
+    if "pixel_values" not in parts.inputs:
+        raise UsageError(
+            f"{method} is a method for images, and {parts.architecture} takes {parts.inputs[0]}",
+            fix="use ltp, tome or zero_tprune",
+        )
+    if cls and not parts.cls:
+        raise UsageError(
+            f"{method} scores tokens by a CLS token, and this {parts.architecture} has none",
+            fix="build the model with class_token=True",
+        )
+    check_pooled(method, parts)
+
+
+def check_pooled(method: str, parts: Parts) -> None:
+    """Demand outputs without a row per token.
+
+    Raises:
+        UsageError: the model's outputs have one.
+    """
+    if parts.token_level:
+        raise UsageError(
+            f"{method} gathers by itself and brings no dropped row back, and the outputs of {parts.architecture} have one per token",
+            fix="use ltp, or a model with a pooled output",
+        )
+
+
+def check_length(name: str, values: Sequence[object], depth: int) -> None:
+    """Demand one value per block.
+
+    Raises:
+        UsageError: naming the parameter and both lengths.
+    """
+    if len(values) != depth:
+        raise UsageError(f"{name} has {len(values)} values, the model has {depth} blocks", fix=f"pass {depth} values")
