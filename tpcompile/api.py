@@ -82,7 +82,7 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, batch: str = "one", precision: str = "fp32",
+           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, force: bool = False, dump_ir: str | Path | None = None,
            progress: Progress | None = None) -> Bundle:  # fmt: skip
@@ -101,8 +101,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
             and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
         form: ``single``, one graph; ``staged``, a graph for each stretch between sites, rows gathered by the host; or ``auto``.
         buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
-        calibrate: data that ``static`` takes its counts from, as ``validate`` takes it, or a mapping of arrays a sample.
+        calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.
+        tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -116,7 +117,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     Raises:
         TpcompileError: see ``tpcompile.errors``.
     """
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile)
+    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)

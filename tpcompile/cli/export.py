@@ -94,6 +94,7 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     metavar="SHARE",
     help="Leave sites masked that save less of the cost.",
 )
+@click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -119,6 +120,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         )
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
+    tried: Any = manifest.measured.get("tune", [])
     document = {
         "bundle": str(bundle.path),
         "target": manifest.target,
@@ -129,10 +131,15 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         "buckets": list(manifest.buckets),
         "counts": list(manifest.counts),
         "reason": manifest.reason,
+        "tune": tried,
     }
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
     sizes = ",".join(map(str, manifest.buckets or manifest.counts))
     settings.say(f"lowering {manifest.lowering}{sizes and f' {sizes}'}, form {manifest.form}: {manifest.reason}")
+    for one in tried:
+        sizes = ",".join(map(str, one["sizes"]))
+        how = f"{one['lowering']}{sizes and f' {sizes}'}, {one['form']}"
+        settings.say(f"  {how:<24}{one['cold_ms']:>8.0f} ms cold{one['warm_ms']:>8.0f} ms warm")
     if manifest.note:
         settings.say(f"note: {manifest.note}")
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
