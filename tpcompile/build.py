@@ -29,7 +29,7 @@ from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
-from tpcompile.passes.cost import polynomial
+from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
@@ -58,6 +58,7 @@ class Compiled:
         dense: the baseline.
         twin: ``dense`` as ONNX.
         reference: ``placed`` as ONNX.
+        work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
     """
 
     subject: Subject
@@ -66,6 +67,7 @@ class Compiled:
     dense: Program
     twin: OnnxModel
     reference: OnnxModel
+    work: Polynomial = ()
 
     @cached_property
     def engine(self) -> OnnxModel:
@@ -101,6 +103,7 @@ def compile_subject(
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
         dense = KeepAll()(after_pass[Recognise.name])
+    work = polynomial(dense) if compact.gathered else ()  # what merging costs is no work of the dense model
     dense = Trim()(dense)
     if dense.output_names != compact.output_names:
         raise UsageError(
@@ -109,7 +112,7 @@ def compile_subject(
         )
     say("write ONNX")
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, emit(dense), emit(placed))
+    return Compiled(subject, placed, compact, dense, emit(dense), emit(placed), work)
 
 
 def fill(
@@ -223,7 +226,11 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
 def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec]) -> Manifest:
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
-    terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
+    terms = {
+        "paper": paper,
+        "graph": polynomial(compact),
+        "dense": compiled.work or tuple((c, ("t0",) * len(names)) for c, names in paper),
+    }
     sites = tuple(
         SiteInfo(
             name=s.name,
