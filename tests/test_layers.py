@@ -29,6 +29,7 @@ ROWS = (
     ("engine",),
     ("parity", "latency", "subject"),
     ("report", "differ", "watch", "plan"),
+    ("tune",),
     ("build", "explanation", "layers"),
     ("cutout", "findings"),
     ("passwise",),

@@ -82,9 +82,10 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, batch: str = "one", precision: str = "fp32",
+           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
-           force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
+           skip_below: float = 0.0, force: bool = False, dump_ir: str | Path | None = None,
+           progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
     Args:
@@ -100,13 +101,15 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
             and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
         form: ``single``, one graph; ``staged``, a graph for each stretch between sites, rows gathered by the host; or ``auto``.
         buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
-        calibrate: data that ``static`` takes its counts from, as ``validate`` takes it, or a mapping of arrays a sample.
+        calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.
+        tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
         checkpoint: weights for a ``timm/NAME``.
         assume_masked: as ``lower`` takes it.
+        skip_below: leave sites masked that save less than this share of the cost (docs/optimize.md); 0 keeps every site.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -114,7 +117,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     Raises:
         TpcompileError: see ``tpcompile.errors``.
     """
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile)
+    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
@@ -122,7 +125,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
-        subject = replace(subject, assume_masked=tuple(assume_masked))
+        subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish)
     return bundles.read(out)
 

@@ -4,9 +4,9 @@ import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
@@ -33,17 +33,20 @@ from tpcompile.passes.cost import polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
-from tpcompile.plan import AUTO, Plan, Wish, settle
+from tpcompile.plan import AUTO, Plan, Wish, candidates, settle
 from tpcompile.program import Program
-from tpcompile.samples import Sample, collate
+from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
+from tpcompile.tune import MARGIN, Trial, choose, tune
 
 LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 CALIBRATION = 100
 """Samples that the counts of ``static`` are taken from."""
+TUNED, BATCH = 40, 8
+"""Samples that candidates are timed on, and how many of them go together where batches may."""
 ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
 
 
@@ -56,27 +59,33 @@ class Compiled:
         placed: masked form, the reference.
         compact: gathered form, the engine.
         dense: the baseline.
-        twin: ``dense`` as ONNX.
-        reference: ``placed`` as ONNX.
     """
 
     subject: Subject
     placed: Program
     compact: Program
     dense: Program
-    twin: OnnxModel
-    reference: OnnxModel
+
+    @cached_property
+    def twin(self) -> OnnxModel:
+        """``dense`` as ONNX."""
+        return emit(self.dense)
+
+    @cached_property
+    def reference(self) -> OnnxModel:
+        """``placed`` as ONNX."""
+        return emit(self.placed)
 
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return self.reference if self.compact.gathered else emit(self.compact)
+        return emit(self.compact)
 
 
 def compile_subject(
     subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
 ) -> Compiled:
-    """Capture, prove, compact and write ONNX: all that does not depend on a target.
+    """Capture, prove and compact: all that does not depend on a target.
 
     Args:
         subject: see ``tpcompile.subject.subject_of``.
@@ -95,7 +104,7 @@ def compile_subject(
             if dump is not None:
                 dump(step, before, after, seconds)
 
-        compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
+        compact = pipeline(subject.batch, subject.assume_masked, skip_below=subject.skip_below)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
@@ -107,9 +116,8 @@ def compile_subject(
             f"dense gives {', '.join(dense.output_names)}, pruned gives {', '.join(compact.output_names)}",
             fix="pass a dense model with the same outputs",
         )
-    say("write ONNX")
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, emit(dense), emit(placed))
+    return Compiled(subject, placed, compact, dense)
 
 
 def fill(
@@ -134,38 +142,73 @@ def fill(
         What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
+    say("write ONNX")
+    twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
         for asset in subject.assets:
             copyfile(asset, part / asset.name)
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
-    plan = settle(wish, target, compiled.compact, lambda: _calibration(folder, compiled, wish, say))
+    plan, trials = _plan(folder, compiled, target, precision, say, wish)
     lowered = plan.step(compiled.compact)
     say("build engine")
-    stages: tuple[StageInfo, ...] = ()
-    if plan.form == "staged":
-        chain = cut(emit(lowered, hosted=True))
-        outputs, stages = chain.outputs, chain.stages
-        _build_chain(runtime, chain, folder, precision)
-    else:
-        engine = compiled.engine if plan.step == Lower() else emit(lowered)
-        outputs = engine.outputs
-        _build(runtime, engine, folder, precision)
+    outputs, stages = _engine(runtime, compiled, plan, folder, precision)
     say("build dense")
-    _build(runtime, compiled.twin, folder / "dense", precision)
+    _build(runtime, twin, folder / "dense", precision)
     (folder / "reference").mkdir()
-    compiled.reference.save(folder / "reference" / "model.onnx")
+    reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
     truth = (
         lowered if plan.counts else compiled.placed
     )  # a sample may overflow constant counts: then it is not the masked program's
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
     say("seal")
-    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages})
-    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, compiled.twin))
+    measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
+    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages, "measured": measured})
+    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
+
+
+def _plan(
+    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish
+) -> tuple[Plan, list[Trial]]:
+    """The plan, and what was measured to find it."""
+    found = cache(lambda: _calibration(folder, compiled, wish, say))
+    plans = candidates(wish, target, compiled.compact, found) if wish.tune else []
+    if len(plans) < 2:
+        return settle(wish, target, compiled.compact, found), []
+    name, rows = found()
+    say("tune")
+    groups = batches(rows[:TUNED], BATCH if compiled.subject.batch == "ragged" else 1, by_length=True)
+    feeds = [collate([rows[i] for i in group]) for group in groups]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
+    taken = choose(trials).plan
+    reason = f"measured: of {len(plans)} the fastest on {min(len(rows), TUNED)} samples of {name}"
+    if taken == plans[0]:
+        reason = f"measured: none of {len(plans) - 1} others is {MARGIN:.0%} faster on {min(len(rows), TUNED)} samples of {name}"
+    return replace(taken, reason=reason), trials
+
+
+def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
+    """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision)
+    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages}))
+
+
+def _engine(
+    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str
+) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
+    """Build the engine of a plan; what it gives, and its stages."""
+    if plan.form == "staged":
+        chain = cut(emit(plan.step(compiled.compact), hosted=True))
+        _build_chain(runtime, chain, folder, precision)
+        return chain.outputs, chain.stages
+    model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
+    _build(runtime, model, folder, precision)
+    return model.outputs, ()
 
 
 def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[str], None]) -> tuple[str, list[Sample]]:
@@ -183,7 +226,8 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
     if given is None:
-        raise UsageError("lowering static takes its counts from data, and none comes with this model", fix=ARRAYS)
+        what = "tuning times real inputs" if wish.tune else "lowering static takes its counts from data"
+        raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
     if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
     return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)

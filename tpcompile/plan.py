@@ -5,7 +5,7 @@ constant count for each site: the largest, or a quantile, of those that samples 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Wish:
         buckets: the ladder of ``bucketed``, rising; given without a lowering, it means ``bucketed``.
         calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
+        tune: measure what is left open, on the same data.
     """
 
     lowering: str = "auto"
@@ -43,6 +44,7 @@ class Wish:
     buckets: tuple[int, ...] = ()
     calibrate: Data | None = None
     quantile: float = 1.0
+    tune: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together.
@@ -55,7 +57,9 @@ class Wish:
                 raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: auto, {', '.join(known)}")
         if self.buckets:
             self._ladder()
-        if self.lowering != "static" and self.calibrate is not None:
+        if self.tune and self.form != "auto" and (self.lowering != "auto" or self.buckets):
+            raise UsageError("lowering and form are given: nothing is left to tune", fix="leave one of them out, or tune")
+        if self.lowering != "static" and not self.tune and self.calibrate is not None:
             raise UsageError(
                 f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
             )
@@ -120,11 +124,18 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         target: of the engine.
         program: compact.
         samples: gives data to calibrate on, with its name; called only where it is needed.
+
+    Raises:
+        UsageError: the program cannot have this lowering or form, or there is no data.
     """
+    if program.gathered and wish.form == "staged":
+        raise UsageError("a model that gathers by itself is one graph: it is not cut at its sites", fix="leave the form at auto")
+    if program.gathered and not program.rows:
+        return _own(wish)
     rule = RULES.get(target, OTHERWISE)
     lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
     reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
-    form = rule.form if wish.form == "auto" else wish.form
+    form = "single" if program.gathered else rule.form if wish.form == "auto" else wish.form
     if lowering == "static":
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
@@ -132,6 +143,38 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
     ladder = wish.buckets or rule.buckets or STEP
     return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), reason=reason)
+
+
+def _own(wish: Wish) -> Plan:
+    """The plan of a model that gathers constant counts by itself."""
+    if wish.buckets or wish.lowering not in ("auto", "static"):
+        raise UsageError(
+            f"lowering {'bucketed' if wish.buckets else wish.lowering} has no place: the model gathers constant counts by itself",
+            fix="leave the lowering at auto",
+        )
+    return Plan("static", reason="the model gathers constant counts by itself")
+
+
+def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], tuple[str, Sequence[Sample]]]) -> list[Plan]:
+    """Every plan that a wish leaves open, the rule's own first. ``static`` is one only where it is asked for: it may not be exact.
+
+    Args:
+        wish: what was asked for.
+        target: of the engine.
+        program: compact.
+        samples: as ``settle`` takes them.
+    """
+    first = settle(wish, target, program, samples)
+    if program.gathered:
+        return [first]
+    lowerings = LOWERINGS[:2] if wish.lowering == "auto" and not wish.buckets else (first.lowering,)
+    forms = FORMS if wish.form == "auto" else (first.form,)
+    found = [
+        replace(first, lowering=lowering, form=form, buckets=(first.buckets or STEP) if lowering == "bucketed" else ())
+        for lowering in lowerings
+        for form in forms
+    ]
+    return sorted(found, key=lambda plan: plan != first)
 
 
 def calibrate(program: Program, samples: Sequence[Sample], quantile: float = 1.0) -> tuple[int, ...]:

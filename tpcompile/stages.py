@@ -158,7 +158,9 @@ class _Cut:
     def _gives(self, now: int) -> list[ir.Value]:
         """What a stage hands on: to the host, to later stages, to the caller."""
         made = [v for n in self.nodes if self._when(n) == now for v in n.outputs]
-        return [v for v in made if v in self.asked or any(self._when(one) != now for one in self.readers[v])] if now % 2 == 0 else []
+        return (
+            [v for v in made if v in self.asked or any(self._when(one) != now for one in self.readers[v])] if now % 2 == 0 else []
+        )
 
     def _stage(self, now: int, gives: Sequence[ir.Value]) -> OnnxModel:
         own = [n for n in self.nodes if self._when(n) == now]
@@ -264,6 +266,8 @@ def _spec(value: ir.Value) -> TensorSpec:
         StageError: the exporter does not say of which type it is.
     """
     if value.dtype is None or value.shape is None:
-        raise StageError(f"{value.name} crosses a cut, and its type is not known", fix="export with form single, and report this model")
+        raise StageError(
+            f"{value.name} crosses a cut, and its type is not known", fix="export with form single, and report this model"
+        )
     shape = tuple(size if isinstance(size, int) else str(size.value or "?") for size in value.shape)
     return TensorSpec(str(value.name), str(value.dtype.numpy()), shape)

@@ -204,6 +204,25 @@ def validated(path: Path, rows: list[dict[str, Any]]) -> Any:
         return validate(engine, reference.kept_each, None, [Sample("", row) for row in rows], static=static)
 
 
+def test_tuning_times_what_is_open_and_records_it(compiled: tuple[str, Compiled], tmp_path: Path) -> None:
+    """The reason is part of the bundle's identity, the figures are not."""
+    policy, built = compiled
+    if policy != "one":
+        pytest.skip("one batch policy is enough")
+    rows = [{k: v.numpy() for k, v in inputs(".1.2", length=length).items()} for length in (9, 14)]
+    with stage(tmp_path / "out") as folder:
+        plan = fill(folder, built, "onnx", wish=Wish("dynamic", calibrate=rows, tune=True))
+    manifest = read(tmp_path / "out").manifest
+    assert manifest.reason == plan.reason
+    assert plan.reason.startswith("measured: ")
+    assert plan.reason.endswith("on 2 samples of the caller")
+    tried: Any = manifest.measured["tune"]
+    assert [(one["lowering"], one["form"]) for one in tried] == [("dynamic", "single"), ("dynamic", "staged")]
+    assert all(one["cold_ms"] > 0 and one["warm_ms"] > 0 for one in tried)
+    assert manifest.form == plan.form
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_static_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         tpcompile.export(

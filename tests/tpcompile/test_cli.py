@@ -191,6 +191,19 @@ def test_the_journey(target: str, bert_folder: Path, texts: Path, tmp_path: Path
     assert call("verify", out).stderr.splitlines()[-1] == f"PASSED verify {out}: every file and vector is as exported"
 
 
+def test_the_journey_in_stages(bert_folder: Path, bundle: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert export(bert_folder, out, "--form", "staged").exit_code == 0
+    for verb, *more in (["validate", "--data", texts], ["bisect", "--data", texts], ["verify"]):
+        done = call(verb, out, *more)
+        assert done.exit_code == 0, done.output
+    assert "form staged" in call("inspect", out).stdout
+    ran, same = (json.loads(call("run", one, "--text", TEXTS[0], "--json").stdout) for one in (out, bundle))
+    assert ran["sites"] == same["sites"]
+    assert {"stage0.onnx", "stage1.onnx", "model.onnx.data"} <= {path.name for path in out.iterdir()}
+    assert call("diff", "--exit-code", bundle, out).exit_code == 11
+
+
 def test_existing_output_is_kept_unless_forced(bert_folder: Path, bundle: Path) -> None:
     before = (bundle / "tpcompile.json").read_bytes()
     refused(export(bert_folder, bundle), 2, "UsageError: ", str(bundle))

@@ -15,7 +15,7 @@ from tpcompile.capture import capture
 from tpcompile.cli import main
 from tpcompile.errors import UsageError
 from tpcompile.passes import DEFAULT
-from tpcompile.plan import AUTO, OTHERWISE, RULES, STEP, Plan, Wish, calibrate, settle
+from tpcompile.plan import AUTO, OTHERWISE, RULES, STEP, Plan, Wish, calibrate, candidates, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample
 
@@ -38,6 +38,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"lowering": "static", "quantile": 0.0},
         "the static quantile is 0.0\n  fix     give a share above 0 and up to 1, such as 0.99",
+    ),
+    (
+        {"tune": True, "buckets": (8,), "form": "single"},
+        "lowering and form are given: nothing is left to tune\n  fix     leave one of them out, or tune",
     ),
 ]
 
@@ -120,6 +124,38 @@ def test_constant_counts_come_from_data(program: Program) -> None:
     half = settle(Wish("static", quantile=0.5), "onnx", program, lambda: ("a.txt", samples(3, 17, 9)))
     assert half.counts == (9,)
     assert half.reason == "asked for; the 0.5 quantile of the counts of 3 samples of a.txt"
+
+
+def test_what_a_wish_leaves_open_is_tried_and_the_rule_comes_first(program: Program) -> None:
+    def tried(wish: Wish, target: str = "onnx") -> list[tuple[str, str, tuple[int, ...]]]:
+        found = candidates(wish, target, program, lambda: ("a.txt", samples(3, 17)))
+        assert found[0] == settle(wish, target, program, lambda: ("a.txt", samples(3, 17)))
+        return [(plan.lowering, plan.form, plan.buckets or plan.counts) for plan in found]
+
+    everything = [
+        ("dynamic", "single", ()), ("dynamic", "staged", ()), ("bucketed", "single", STEP), ("bucketed", "staged", STEP),
+    ]  # fmt: skip
+    assert tried(Wish(tune=True)) == everything
+    assert sorted(tried(Wish(tune=True), "openvino")) == sorted(everything)
+    assert tried(Wish(tune=True, buckets=(4, 8))) == [("bucketed", "single", (4, 8)), ("bucketed", "staged", (4, 8))]
+    assert tried(Wish(tune=True, form="staged")) == [("dynamic", "staged", ()), ("bucketed", "staged", STEP)]
+    assert tried(Wish("static", tune=True)) == [("static", "single", (17,)), ("static", "staged", (17,))]
+
+
+def test_a_model_that_gathers_by_itself_is_one_graph() -> None:
+    class Gathers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            index = torch.arange(2).unsqueeze(0)
+            return ops.gathered(x[:, :2], x, index).sum(1)
+
+    captured = capture(Gathers().eval(), {"x": torch.randn(1, 6, 4)}, {})
+    alone: Program = DEFAULT(captured)
+    assert candidates(Wish(tune=True), "onnx", alone, nothing) == [settle(AUTO, "onnx", alone, nothing)]
+    with pytest.raises(UsageError) as caught:
+        settle(Wish(form="staged"), "onnx", alone, nothing)
+    assert str(caught.value) == (
+        "the model gathers by itself: there is no site to cut it at\n  fix     leave the form at auto"
+    )
 
 
 def test_a_quantile_takes_a_count_that_was_seen(program: Program) -> None:

@@ -87,6 +87,14 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--buckets", type=ladder, default="", metavar="N,N", help="Of bucketed: 16 for multiples of 16, or 32,64,128.")
 @click.option("--calibrate", metavar="F", help="Data that static takes its counts from; see --data of validate.")
 @click.option("--static-quantile", type=float, default=1.0, show_default=True, metavar="Q", help="The share of it that must fit.")
+@click.option(
+    "--skip-below",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Leave sites masked that save less of the cost.",
+)
+@click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -112,6 +120,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         )
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
+    tried: Any = manifest.measured.get("tune", [])
     document = {
         "bundle": str(bundle.path),
         "target": manifest.target,
@@ -122,10 +131,15 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         "buckets": list(manifest.buckets),
         "counts": list(manifest.counts),
         "reason": manifest.reason,
+        "tune": tried,
     }
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
     sizes = ",".join(map(str, manifest.buckets or manifest.counts))
     settings.say(f"lowering {manifest.lowering}{sizes and f' {sizes}'}, form {manifest.form}: {manifest.reason}")
+    for one in tried:
+        sizes = ",".join(map(str, one["sizes"]))
+        how = f"{one['lowering']}{sizes and f' {sizes}'}, {one['form']}"
+        settings.say(f"  {how:<24}{one['cold_ms']:>8.0f} ms cold{one['warm_ms']:>8.0f} ms warm")
     if manifest.note:
         settings.say(f"note: {manifest.note}")
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")

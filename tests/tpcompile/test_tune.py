@@ -1,0 +1,31 @@
+"""The choice among candidates that were timed: the first stays unless another is clearly faster."""
+
+import pytest
+
+from tpcompile.plan import Plan
+from tpcompile.tune import MARGIN, Trial, choose
+
+
+def trial(cold: float, warm: float, form: str = "single") -> Trial:
+    return Trial(Plan(form=form), cold, warm, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("times", "taken"),
+    [
+        ([(100, 100), (150, 40)], 1),  # both passes count
+        ([(100, 100), (100, 100 - 200 * MARGIN)], 0),  # just the margin is not beyond it
+        ([(100, 100), (100, 99 - 200 * MARGIN), (100, 98 - 200 * MARGIN)], 2),
+        ([(100, 100), (120, 120)], 0),
+        ([(100, 100)], 0),
+    ],
+)
+def test_the_first_stays_unless_another_is_faster_by_the_margin(times: list[tuple[float, float]], taken: int) -> None:
+    trials = [trial(*pair) for pair in times]
+    assert choose(trials) is trials[taken]
+
+
+def test_a_trial_as_a_document() -> None:
+    assert Trial(Plan("bucketed", "staged", (16,)), 12.34, 5.678, 0.01234).to_json() == {
+        "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012,
+    }  # fmt: skip
