@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help .venv demo test nightly check format bench clean
+.PHONY: help .venv demo test nightly check format bench tables clean
 
 help: ## list the targets
 	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ format: $(STAMP) ## rewrite the sources in the house format
 
 bench: $(STAMP) ## the latency table over streams of real text; writes JSON
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py
+
+tables: $(STAMP) ## docs/methods.md: what is not measured yet, through the compiler (half an hour for all methods)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out

@@ -13,6 +13,8 @@ from tpcompile.errors import ModelError
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+NESTED = ("model", "state_dict")
+"""Where training code keeps the weights beside its own state."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for path in _files(folder):
-        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
     return _sound(weights)
 
 
@@ -53,6 +55,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ModelError: a corrupt or truncated file, a NaN or infinite weight.
     """
     return _sound(_read_safetensors(path))
+
+
+def read_saved(path: Path) -> dict[str, Tensor]:
+    """All weights of one file that torch.save wrote, floating ones as float32; of a training state what stands under `NESTED`.
+
+    Raises:
+        ModelError: the file is corrupt, holds more than weights, or a NaN or infinite one.
+    """
+    return _sound(read_pickled(path))
 
 
 def _sound(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +126,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """A flat dict of tensors that ``torch.save`` wrote; nothing else is unpickled.
+
+    Raises:
+        ModelError: the file is corrupt or holds more.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt pickle makes the reader raise almost anything
@@ -123,6 +139,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             f"{path} is corrupt, or holds more than weights, which tpcompile does not unpickle",
             fix="save the model as safetensors",
         ) from error
+    inner = [weights[key] for key in NESTED if isinstance(weights, dict) and isinstance(weights.get(key), dict)]
+    weights = inner[0] if inner else weights
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise ModelError(f"{path} is not a flat dict of weights", fix="save the model as safetensors")
     return weights

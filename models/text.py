@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile.errors import ModelError, UsageError
-from tpcompile.models import importers
+from tpcompile.models import importers, vision
 from tpcompile.models.checkpoint import digest, read_json, read_weights
-from tpcompile.models.families import Pooling, SentenceEncoder, TokenEncoder, architectures, bert, find
+from tpcompile.models.families import Pooling, SentenceEncoder, TokenEncoder, architectures, bert, find, vit
 from tpcompile.models.families.bert import ARCHITECTURES, Architecture
 from tpcompile.models.library import build, fill
 from tpcompile.models.sentence import Layout, read_layout
@@ -51,11 +51,13 @@ def load(folder: Path, pooling: str) -> Source:
         raise ModelError(
             "config.json names code of its own (auto_map), which is never run", fix="use a model of transformers itself"
         )
-    weights = read_weights(layout.folder)
+    weights = read_weights(layout.folder) | importers.beside(layout.folder)
     importer = importers.recognise(config, weights)
     if importer is None:
         return _source(_model(layout, config, weights, pooling), folder, layout, None)
     model, parameters = importer.read(weights, config)
+    if isinstance(find(model), vit.VitParts):
+        return vision.source(folder.resolve().name, model, vision.PREPARED, imported=(importer.NAME, parameters))
     return _source(model, folder, layout, (importer.NAME, parameters))
 
 

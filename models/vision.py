@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tpcompile.errors import ModelError, TpcompileError, UsageError, first_line
 from tpcompile.images import CONFIG as PREPROCESSOR
 from tpcompile.images import Preprocessing
-from tpcompile.models.checkpoint import digest, read_json, read_safetensors, read_weights
+from tpcompile.models import importers
+from tpcompile.models.checkpoint import digest, read_json, read_safetensors, read_saved, read_weights
 from tpcompile.models.families import find, vit
 from tpcompile.models.library import listed, timm
 from tpcompile.models.source import Source
@@ -19,6 +20,14 @@ from tpcompile.spec import Patches
 
 PREFIX = "timm/"
 """Marks a source as a model of timm by name."""
+
+SAVED = (".pth", ".pt", ".tar")
+"""Endings of files that torch.save wrote."""
+
+PREPARED: dict[str, Any] = {
+    "interpolation": "bicubic", "crop_pct": 0.875, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)
+}  # fmt: skip
+"""How the official code of DeiT and of the methods built on it prepares images."""
 
 SEED = 0
 """Of random weights and of the example image."""
@@ -35,23 +44,33 @@ def is_timm(folder: Path) -> bool:
     return isinstance(config.get("architecture"), str) and "model_type" not in config
 
 
-def from_name(source: str, checkpoint: Path | None) -> Source:
-    """Build ``timm/NAME``, with the weights of a safetensors file or with random ones.
+def from_name(named: str, checkpoint: Path | None) -> Source:
+    """Build ``timm/NAME``, with the weights of a checkpoint or with random ones.
+
+    Args:
+        named: the source's name.
+        checkpoint: safetensors, or what torch.save wrote; of timm's names, or an official checkpoint of a pruning method.
 
     Raises:
-        UsageError: timm has no such model, or the checkpoint is no safetensors file.
+        UsageError: timm has no such model, or the checkpoint is of another kind of file.
         ModelError: weights that are missing, foreign, of another shape, NaN or infinite.
     """
-    model = _create(source.removeprefix(PREFIX), {}, UsageError)
+    model = _create(named.removeprefix(PREFIX), {}, UsageError)
     if checkpoint is None:
-        return _source(source, model, model.pretrained_cfg, note=NOTE)
-    if checkpoint.suffix != ".safetensors" or not checkpoint.is_file():
+        return source(named, model, model.pretrained_cfg, note=NOTE)
+    if checkpoint.suffix not in (".safetensors", *SAVED) or not checkpoint.is_file():
         raise UsageError(
             f"{checkpoint} is no safetensors file",
             fix="write one: safetensors.torch.save_file(torch.load(PATH, weights_only=True)['model'], 'model.safetensors')",
         )
-    _fill(model, read_safetensors(checkpoint), f"timm's {source.removeprefix(PREFIX)}")
-    return _source(source, model, model.pretrained_cfg)
+    weights = read_saved(checkpoint) if checkpoint.suffix in SAVED else read_safetensors(checkpoint)
+    importer = importers.recognise({}, weights)
+    if importer is None:
+        _fill(model, weights, f"timm's {named.removeprefix(PREFIX)}")
+        return source(named, model, model.pretrained_cfg)
+    heads, size = model.blocks[0].attn.num_heads, model.patch_embed.img_size[0]
+    dense, parameters = importer.read(weights, {"num_heads": heads, "img_size": size})
+    return source(named, dense, model.pretrained_cfg, imported=(importer.NAME, parameters))
 
 
 def from_folder(folder: Path, name: str) -> Source:
@@ -69,7 +88,7 @@ def from_folder(folder: Path, name: str) -> Source:
     shape: dict[str, Any] = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
     model = _create(config["architecture"], shape | arguments, ModelError)
     _fill(model, read_weights(folder), "config.json")
-    return _source(name, model, {**model.pretrained_cfg, **stated}, assets=(folder / "config.json",))
+    return source(name, model, {**model.pretrained_cfg, **stated}, assets=(folder / "config.json",))
 
 
 _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable"}
@@ -129,7 +148,24 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], asked_by: str) -> Non
     model.load_state_dict(dict(weights))
 
 
-def _source(name: str, model: nn.Module, config: Mapping[str, Any], assets: tuple[Path, ...] = (), note: str = "") -> Source:
+def source(
+    name: str,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    assets: tuple[Path, ...] = (),
+    note: str = "",
+    imported: tuple[str, dict[str, Any]] | None = None,
+) -> Source:
+    """A vision transformer of timm as a source.
+
+    Args:
+        name: what the source calls it.
+        model: dense, in eval mode.
+        config: timm's ``pretrained_cfg``: how images are prepared.
+        assets: files to carry along.
+        note: what a reader of a report must know about the weights.
+        imported: method and parameters of an official checkpoint.
+    """
     parts = find(model)
     assert isinstance(parts, vit.VitParts), "find refuses every other model of timm"
     seeded = torch.Generator().manual_seed(SEED)
@@ -149,4 +185,5 @@ def _source(name: str, model: nn.Module, config: Mapping[str, Any], assets: tupl
         documents={PREPROCESSOR: Preprocessing.from_timm(config).to_json()},
         patches=Patches(parts.prefix, rows, columns),
         note=note,
+        imported=imported,
     )

@@ -11,29 +11,34 @@ from tpcompile.passes.mark import Mark
 from tpcompile.passes.optimize.hoist import Hoist
 from tpcompile.passes.optimize.narrow import Narrow
 from tpcompile.passes.optimize.sink import Sink
+from tpcompile.passes.optimize.skip import Skip
+from tpcompile.passes.optimize.tally import Tally
 from tpcompile.passes.place import Place
 from tpcompile.passes.recognise import Recognise
 from tpcompile.passes.verify import verify
 
-PLACED: tuple[GraphPass, ...] = (Narrow(), Hoist(), Sink())
+PLACED: tuple[GraphPass, ...] = (Narrow(), Tally(), Hoist(), Sink())
 """What saves work in a placed program, in order."""
 
 
-def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bool = True) -> Pipeline:
+def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bool = True, skip_below: float = 0.0) -> Pipeline:
     """The whole pipeline.
 
     Args:
         batch: policy, ``one`` or ``ragged``.
         assume_masked: sites whose dropped tokens are taken to be masked where that cannot be proved.
         optimize: save what the papers count as needed; without, every op stands at the tokens alive where the model has it.
+        skip_below: leave sites masked that save less than this share of the cost; 0 keeps every site. ``assume_masked`` then counts those
+            that are left.
     """
-    prove = (Canonicalize(), Recognise(batch), Mark(batch), Place("+".join(assume_masked)))
+    skip = (Skip(skip_below),) if skip_below else ()
+    prove = (Canonicalize(), Recognise(batch), Mark(batch), *skip, Place("+".join(assume_masked)))
     return Pipeline((*prove, *(PLACED if optimize else ()), Compact(), Cleanup()))
 
 
 DEFAULT = pipeline()
 
-PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Lower())}
+PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Skip(), Lower())}
 
 __all__ = [
     "DEFAULT",
@@ -52,6 +57,8 @@ __all__ = [
     "Place",
     "Recognise",
     "Sink",
+    "Skip",
+    "Tally",
     "pipeline",
     "verify",
 ]

@@ -100,7 +100,7 @@ def traffic(program: Program) -> Polynomial:
         value = node.meta.get("val")
         outs = [(node, v) for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
         ins = [(n, n.meta["val"]) for n in given if n.name not in weights]
-        for tensor, value in [*outs, *(outs if node.target in LOOKUPS else ins)]:
+        for tensor, value in [*outs, *(outs if node.target in LOOKUPS or not outs else ins)]:  # a size is no element
             sizes = [_dim(program, tensor, value, d, sets, samples) for d in range(value.dim())]
             names = tuple(sorted(s for s in sizes if isinstance(s, str)))
             total[names] += value.element_size() * math.prod(s for s in sizes if isinstance(s, int))

@@ -7,6 +7,7 @@ newer sets read is computed on the newer set at once: its own op is free along t
 import operator
 from collections.abc import Mapping
 
+import torch
 from torch import fx
 
 from tpcompile.axes import Placement
@@ -172,3 +173,18 @@ def leading_to(program: Program, site: Site) -> set[fx.Node]:
 def refusal(kind: type[AxisError], node: fx.Node, message: str, fix: str) -> AxisError:
     """An error of some kind at a node's place."""
     return kind(message, where=where_of(node), node=line(node), fix=fix)
+
+
+def native(program: Program, axes: AxesMap) -> dict[str, Placement]:
+    """Which dims of a model that gathers by itself run over the tokens behind which site."""
+    sites = [program.node(site.node) for site in program.sites]
+    first = sites[0].args[1]
+    assert isinstance(first, fx.Node)
+    born = {axes.axis(node, 1): level for level, node in enumerate([first, *sites])}
+    found: dict[str, Placement] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        rank = value.dim() if isinstance(value, torch.Tensor) else 0
+        dims = {d: born[axis] for d in range(rank) if (axis := axes.axis(node, d)) in born}
+        found |= {node.name: Placement(dims)} if dims else {}
+    return found

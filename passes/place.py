@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import fx
 
-from tpcompile.axes import NEG_INF, Placement
+from tpcompile.axes import NEG_INF
 from tpcompile.errors import RevivedToken, RigidAxis, TokenMismatch, UnmaskedFold, UsageError
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.assumptions import assumptions, bounds
@@ -29,7 +28,7 @@ from tpcompile.passes.axesmap import LOOSE, AxesMap, Described
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.counts import most
 from tpcompile.passes.facts import Facts
-from tpcompile.passes.levels import Levels, refusal
+from tpcompile.passes.levels import Levels, native, refusal
 from tpcompile.passes.rules import Held
 from tpcompile.passes.values import ZERO, Value
 from tpcompile.program import Program, Stage, where_of
@@ -51,7 +50,7 @@ class Place(GraphPass):
         """Return the program with placements, pinned sites and assumptions."""
         axes = AxesMap(program.graph)
         if program.gathered:
-            return replace(program, placements=_native(program, axes))
+            return replace(program, placements=native(program, axes))
         if len(axes.roots) > 1:
             last = program.node(program.sites[-1].node)
             fix = "prune one sequence per program; export the encoders apart"
@@ -75,21 +74,6 @@ class Place(GraphPass):
         return replace(
             program, sites=sites, placements=placements, assumptions=assumed, bounds=tuple(bounds(program, axes, facts))
         )
-
-
-def _native(program: Program, axes: AxesMap) -> dict[str, Placement]:
-    """Case 10: which dims run over the tokens behind which site."""
-    sites = [program.node(site.node) for site in program.sites]
-    first = sites[0].args[1]
-    assert isinstance(first, fx.Node)
-    born = {axes.axis(node, 1): level for level, node in enumerate([first, *sites])}
-    found: dict[str, Placement] = {}
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        rank = value.dim() if isinstance(value, torch.Tensor) else 0
-        dims = {d: born[axis] for d in range(rank) if (axis := axes.axis(node, d)) in born}
-        found |= {node.name: Placement(dims)} if dims else {}
-    return found
 
 
 class Proof:

@@ -84,7 +84,8 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
            calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
-           force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
+           skip_below: float = 0.0, force: bool = False, dump_ir: str | Path | None = None,
+           progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
     Args:
@@ -108,6 +109,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         dense: the unpruned model, where the pruned one does not bring its own.
         checkpoint: weights for a ``timm/NAME``.
         assume_masked: as ``lower`` takes it.
+        skip_below: leave sites masked that save less than this share of the cost (docs/optimize.md); 0 keeps every site.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -123,7 +125,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
-        subject = replace(subject, assume_masked=tuple(assume_masked))
+        subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish)
     return bundles.read(out)
 

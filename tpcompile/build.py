@@ -79,7 +79,7 @@ class Compiled:
     @cached_property
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return self.reference if self.compact.gathered else emit(self.compact)
+        return emit(self.compact)
 
 
 def compile_subject(
@@ -104,7 +104,7 @@ def compile_subject(
             if dump is not None:
                 dump(step, before, after, seconds)
 
-        compact = pipeline(subject.batch, subject.assume_masked)(captured, watch)
+        compact = pipeline(subject.batch, subject.assume_masked, skip_below=subject.skip_below)(captured, watch)
     say("dense baseline")
     if subject.dense is not None:
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))

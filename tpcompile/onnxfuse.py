@@ -150,7 +150,9 @@ def _write(graph: ir.Graph, found: _Found, wide: dict[tuple[ir.Value, str], ir.V
         if key not in wide:
             wide[key] = _widened(graph, found.last, mask, found.q)
         mask = wide[key]
-    result = _insert(graph, found.last, "Attention", [found.q, k, found.v, *([mask] if mask is not None else [])], scale=found.scale)
+    result = _insert(
+        graph, found.last, "Attention", [found.q, k, found.v, *([mask] if mask is not None else [])], scale=found.scale
+    )
     _take_over(result, found.last.outputs[0])
 
 

@@ -127,14 +127,16 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         samples: gives data to calibrate on, with its name; called only where it is needed.
 
     Raises:
-        UsageError: the program cannot have this form, or there is no data.
+        UsageError: the program cannot have this lowering or form, or there is no data.
     """
+    if program.gathered and wish.form == "staged":
+        raise UsageError("a model that gathers by itself is one graph: it is not cut at its sites", fix="leave the form at auto")
+    if program.gathered and not program.rows:
+        return _own(wish)
     rule = RULES.get(target, OTHERWISE)
     lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
     reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
-    form = rule.form if wish.form == "auto" else wish.form
-    if form == "staged" and program.gathered:
-        raise UsageError("the model gathers by itself: there is no site to cut it at", fix="leave the form at auto")
+    form = "single" if program.gathered else rule.form if wish.form == "auto" else wish.form
     if lowering == "static":
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
@@ -142,6 +144,16 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
     ladder = wish.buckets or rule.buckets or STEP
     return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), reason=reason)
+
+
+def _own(wish: Wish) -> Plan:
+    """The plan of a model that gathers constant counts by itself."""
+    if wish.buckets or wish.lowering not in ("auto", "static"):
+        raise UsageError(
+            f"lowering {'bucketed' if wish.buckets else wish.lowering} has no place: the model gathers constant counts by itself",
+            fix="leave the lowering at auto",
+        )
+    return Plan("static", reason="the model gathers constant counts by itself")
 
 
 def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], tuple[str, Sequence[Sample]]]) -> list[Plan]:

@@ -1,5 +1,6 @@
 """A recipe: a method and its parameters, kept in a YAML file beside a model."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,28 @@ class Recipe(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, row['loc']))}: {row['msg'].lower()}" for row in error.errors())
             raise UsageError(f"{path} is no recipe: {wrong}", fix=fix) from error
+
+
+def schema_of(methods: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The JSON schema of a recipe's file.
+
+    Args:
+        methods: name -> its parameters.
+    """
+    shared = {
+        name: value for name, value in Recipe.model_json_schema()["properties"].items() if name not in ("method", "parameters")
+    }
+    definitions: dict[str, Any] = {}
+    kinds = []
+    for name, parameters in methods.items():
+        own = parameters.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= own.pop("$defs", {})
+        definitions[name] = own
+        needed = ["method", "parameters"] if own.get("required") else ["method"]
+        properties = {"method": {"const": name}, "parameters": {"$ref": f"#/$defs/{name}"}, **shared}
+        kinds.append({"type": "object", "properties": properties, "required": needed, "additionalProperties": False})
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, "title": "A recipe of tpcompile", "oneOf": kinds, "$defs": definitions}
 
 
 def shipped() -> dict[str, Path]:

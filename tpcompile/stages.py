@@ -264,6 +264,8 @@ def _spec(value: ir.Value) -> TensorSpec:
         StageError: the exporter does not say of which type it is.
     """
     if value.dtype is None or value.shape is None:
-        raise StageError(f"{value.name} crosses a cut, and its type is not known", fix="export with form single, and report this model")
+        raise StageError(
+            f"{value.name} crosses a cut, and its type is not known", fix="export with form single, and report this model"
+        )
     shape = tuple(size if isinstance(size, int) else str(size.value or "?") for size in value.shape)
     return TensorSpec(str(value.name), str(value.dtype.numpy()), shape)

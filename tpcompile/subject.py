@@ -42,6 +42,7 @@ class Subject:
         note: what a reader of a report must know about the weights.
         batch: ``one``, or ``ragged``: any number of samples, each keeping its own count.
         assume_masked: sites whose dropped tokens the caller says are masked.
+        skip_below: sites that save less than this share of the cost are left masked.
     """
 
     model: nn.Module | ExportedProgram
@@ -58,6 +59,7 @@ class Subject:
     note: str = ""
     batch: str = "one"
     assume_masked: tuple[str, ...] = ()
+    skip_below: float = 0.0
 
 
 def subject_of(

@@ -1,11 +1,12 @@
 """Official checkpoints of pruning methods to a dense model and our parameters. A module per method."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tpcompile.models.importers import dynamicvit, evit, ltmp, ltp
+from tpcompile.models.importers import as_vit, dynamicvit, evit, ltmp, ltp, top, transkimmer
 
 
 class Importer(Protocol):
@@ -23,8 +24,17 @@ class Importer(Protocol):
         """Raise UsageError for a parameter only the caller can know."""
 
 
-IMPORTERS: dict[str, Importer] = {module.NAME: module for module in (ltp, evit, dynamicvit, ltmp)}
+IMPORTERS: dict[str, Importer] = {module.NAME: module for module in (ltp, top, transkimmer, as_vit, evit, dynamicvit, ltmp)}
 """Method -> importer."""
+
+
+def beside(folder: Path) -> dict[str, Tensor]:
+    """What official checkpoints keep in further files of their directory, by names of their own among the weights.
+
+    Raises:
+        ModelError: a file that is not read, or is corrupt.
+    """
+    return top.beside(folder)
 
 
 def recognise(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Importer | None:

@@ -17,6 +17,9 @@ from tpcompile.models.library import build, fill
 
 NAME = "ltp"
 MODE = "absolute_threshold"
+NUMBERS = {"topk": "token_keep_rate", "threshold": "token_threshold", "rising_threshold": "final_token_threshold"}
+"""The other modes, with the entry of config.json that each reads."""
+
 HEAD = "LTPForSequenceClassification"
 
 _DELTA = re.compile(r"\.encoder\.layer\.(\d+)\.attention\.self\.pruner\.keep_threshold$")
@@ -56,8 +59,8 @@ def read(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[nn.M
         config: the content of its config.json.
 
     Returns:
-        The dense ``RobertaForSequenceClassification`` in eval mode, and the parameters the checkpoint holds: ``thresholds``. The
-        padded length of its training, our ``n_ref``, is recorded nowhere.
+        The dense ``RobertaForSequenceClassification`` in eval mode, and the parameters the checkpoint holds: ``thresholds``, or another
+        mode and its number. The padded length of its training, our ``n_ref``, is recorded nowhere.
 
     Raises:
         ModelError: another mode or head than the one supported; missing weights or thresholds.
@@ -67,7 +70,8 @@ def read(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[nn.M
     model = build(names, names.classifier, {field: config[field] for field in _FIELDS if field in config})
     backbone = {re.sub(r"^ibert\.", "roberta.", name): weight for name, weight in weights.items() if not _IGNORED.search(name)}
     fill(model, backbone, names.base)
-    return model, {"thresholds": thresholds(weights, config)}
+    mode = config["prune_mode"]
+    return model, {"thresholds": thresholds(weights, config)} if mode == MODE else {"prune_mode": mode, **_number(mode, config)}
 
 
 def thresholds(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[float]:
@@ -87,13 +91,27 @@ def thresholds(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> list
     return [float(deltas[layer].reshape(()).float() + rise) for layer, rise in enumerate(rises)]
 
 
+def _number(mode: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """The one number of another mode.
+
+    Raises:
+        ModelError: config.json does not hold it.
+    """
+    number = config.get(NUMBERS[mode])
+    if not isinstance(number, int | float):
+        raise ModelError(
+            f"LTP checkpoint with prune_mode {mode} and {NUMBERS[mode]} {number}", fix=f"put {NUMBERS[mode]} into config.json"
+        )
+    return {NUMBERS[mode]: float(number)}
+
+
 def demand(parameters: Mapping[str, Any]) -> None:
     """Demand what no checkpoint records.
 
     Raises:
         UsageError: ``n_ref`` is not given.
     """
-    if "n_ref" not in parameters:
+    if "n_ref" not in parameters and parameters.get("prune_mode", MODE) == MODE:
         raise UsageError(
             "an official LTP checkpoint does not record the padded length of its training, and its thresholds depend on it",
             fix="add --param n_ref=128 (n_ref=128 in Python), the official script's length, or the length you trained with",
@@ -102,8 +120,10 @@ def demand(parameters: Mapping[str, Any]) -> None:
 
 def _refuse(config: Mapping[str, Any]) -> None:
     """Refuse checkpoints that compute something else."""
-    if config.get("prune_mode") != MODE:
-        raise ModelError(f"LTP checkpoint with prune_mode {config.get('prune_mode')!r}", fix=f"only {MODE} is supported")
+    if config.get("prune_mode") not in (MODE, *NUMBERS):
+        raise ModelError(
+            f"LTP checkpoint with prune_mode {config.get('prune_mode')!r}", fix=f"supported: {', '.join((MODE, *NUMBERS))}"
+        )
     if config.get("quant_mode"):
         raise ModelError("LTP checkpoint with quant_mode on (integer I-BERT)", fix="save it with quant_mode false")
     if config.get("architectures", [HEAD]) != [HEAD]:

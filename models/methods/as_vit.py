@@ -98,7 +98,7 @@ def _score(weights: Tensor, context: Tensor) -> Tensor:
 class AsVit(Method):
     """AS-ViT over all blocks of a model with one CLS token."""
 
-    name: ClassVar[str] = "as-vit"
+    name: ClassVar[str] = "as_vit"
     Parameters = AsVitParameters
 
     def __init__(self, parts: Parts, parameters: AsVitParameters) -> None:
@@ -106,7 +106,7 @@ class AsVit(Method):
         demand_cls(self.name, parts)
         if parts.prefix != 1:
             raise UsageError(
-                f"as-vit knows a CLS token and patches, and this {parts.architecture} has {parts.prefix} leading tokens",
+                f"as_vit knows a CLS token and patches, and this {parts.architecture} has {parts.prefix} leading tokens",
                 fix="use a model without distillation and register tokens, or --method cls-attention",
             )
         depth = len(parts.blocks)

@@ -10,6 +10,7 @@ a batch every sample is sampled as it is alone: the official code lets the paddi
 order, where the official code sorts by significance; nothing reads the order.
 """
 
+import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -82,7 +83,7 @@ class AtsBlock(nn.Module):
         score = weight / weight.sum(dim=1, keepdim=True)
         keep = torch.logical_or(torch.logical_and(front, alive), sampled(score, open_, samples))
         rows, living, index = ops.compact(x, keep, front.unsqueeze(0), score)
-        rows = ops.gathered(rows, x, index, keep, torch.where(open_, score, FAR))
+        rows = ops.gathered(rows, x, index, keep, torch.where(open_, score, math.nan))
         heads = query.shape[1]
         asked = (
             fetch(query.transpose(1, 2).reshape(x.shape), index).reshape(rows.shape[0], -1, heads, query.shape[3]).transpose(1, 2)

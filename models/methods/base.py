@@ -8,28 +8,22 @@ from types import MethodType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.models.families import Parts, bind
 
-Weights = dict[str, Tensor]
-"""Trained tensors of a method by name: what an importer finds in a checkpoint. They go into no recipe and no manifest."""
-
-LEARNED = Field(exclude=True, repr=False)
-"""What a field that holds `Weights` is annotated with."""
-
 
 class Parameters(BaseModel):
-    """Base of every method's parameters: unknown names are refused, values are JSON-able, but for `Weights`.
+    """Base of every method's parameters: unknown names are refused, values are JSON-able.
 
     Attributes:
         fill: what stands for a dropped token in outputs with one row per token: ``last``: its hidden state when it was dropped,
             ``zero``: zeros. No other output reads it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     fill: Literal["last", "zero"] = "last"
 

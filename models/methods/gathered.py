@@ -94,8 +94,8 @@ def behind(prefix: int, positions: Tensor) -> Tensor:
 
 
 def scored(prefix: int, score: Tensor) -> Tensor:
-    """A score ``[B, M]`` for every token: infinite for the prefix, which never falls."""
-    return nn.functional.pad(score, (prefix, 0), value=math.inf)
+    """A score ``[B, M]`` for every token: nan for the prefix, which has none."""
+    return nn.functional.pad(score, (prefix, 0), value=math.nan)
 
 
 def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:

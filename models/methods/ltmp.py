@@ -14,6 +14,7 @@ Deviations: none at batch 1. In a batch, where the official code needs equal cou
 tokens than the CLS token are protected as that is.
 """
 
+import math
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -25,7 +26,10 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.gathered import attend, check_images, check_length, hidden
-from tpcompile.models.methods.tome import FAR, likeness
+
+FAR = float("-inf")
+FAR_BEHIND = 1 << 20
+"""More than there are tokens: what puts odd positions behind even ones in a sort."""
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 
@@ -101,15 +105,19 @@ class LtmpBlock(nn.Module):
         weighted = torch.cat([x, torch.ones_like(x[:, :, :1])], dim=2) * size.unsqueeze(-1)
         places = torch.arange(x.shape[1], device=x.device)
         if self.merge is None:
-            site = Site(weighted, alive, importance, places, places, places.expand_as(alive))
-        else:
-            site = self.merged(weighted, alive, importance, likeness(key, self.prefix, alive))
-        keep = torch.logical_and(site.alive, self.wanted(site.importance))
-        stored, living, index = ops.compact(site.weighted, keep, (site.order < self.prefix).unsqueeze(0), site.importance)
-        size = stored.select(2, -1)
-        index = site.order.expand_as(keep).gather(1, index)
-        rows = stored[:, :, :-1] / size.unsqueeze(-1)
-        rows = ops.gathered(rows, x, index, keep.index_select(1, site.back), importance, site.into)
+            keep = torch.logical_and(alive, self.wanted(importance))
+            stored, living, index = ops.compact(weighted, keep, (places < self.prefix).unsqueeze(0), importance)
+            rows, size = stored[:, :, :-1] / stored[:, :, -1:], stored.select(2, -1)
+            rows = ops.gathered(rows, x, index, keep, self.shown(importance))
+            return Step(self.block.feed_forward(rows), living), size
+        site = self.merged(weighted, importance, self.similarity(key, alive))
+        keep = torch.logical_and(torch.logical_and(alive, torch.logical_not(site.gone)), self.wanted(site.importance))
+        order = torch.argsort(places + FAR_BEHIND * (places % 2))
+        pinned = (order < self.prefix).unsqueeze(0)
+        score = site.importance.index_select(1, order)
+        stored, living, index = ops.compact(site.weighted.index_select(1, order), keep.index_select(1, order), pinned, score)
+        rows, size = stored[:, :, :-1] / stored[:, :, -1:], stored.select(2, -1)
+        rows = ops.gathered(rows, x, order.expand_as(keep).gather(1, index), keep, self.shown(importance), site.into)
         return Step(self.block.feed_forward(rows), living), size
 
     def importance(self, attention: Tensor, alive: Tensor) -> Tensor:
@@ -119,51 +127,51 @@ class LtmpBlock(nn.Module):
         mean = received / (counted.sum(dim=1, keepdim=True) * attention.shape[1])
         return torch.where(torch.arange(mean.shape[1], device=mean.device) < self.prefix, -FAR, mean)
 
+    def shown(self, importance: Tensor) -> Tensor:
+        """The importance ``[B, N]`` for reports: nan for the prefix, which is not judged."""
+        return torch.where(importance == -FAR, math.nan, importance)
+
     def wanted(self, importance: Tensor) -> Tensor:
         """``[B, N]``: important enough."""
         return importance > (self.prune if self.prune is not None else FAR)
 
-    def merged(self, weighted: Tensor, alive: Tensor, importance: Tensor, similarity: Tensor) -> "Site":
-        """Merge even positions into odd ones; see `Site`. ``similarity: [B, (N + 1) // 2, N // 2]``."""
+    def similarity(self, key: Tensor, alive: Tensor) -> Tensor:
+        """Cosines of the keys' means over heads, ``[B, H, N, D]`` to ``[B, N, N]``: an even position against the odd ones, else -inf.
+
+        All positions are compared and most are masked: halves of a size that follows the data make a graph of shapes.
+        """
+        metric = key.mean(dim=1)
+        metric = metric / metric.norm(dim=-1, keepdim=True)
+        places = torch.arange(key.shape[2], device=key.device)
+        odd = places % 2 == 1
+        free = torch.logical_and(alive, places >= self.prefix)
+        rows, columns = torch.logical_and(free, torch.logical_not(odd)), torch.logical_and(free, odd)
+        pairs = torch.logical_and(rows.unsqueeze(2), columns.unsqueeze(1))
+        return torch.where(pairs, metric @ metric.transpose(-1, -2), FAR)
+
+    def merged(self, weighted: Tensor, importance: Tensor, similarity: Tensor) -> "Merged":
+        """Merge what is similar enough; see `Merged`. ``similarity: [B, N, N]``."""
         assert self.merge is not None
-        # A column that nobody can match: a lone CLS token has no odd position beside it.
-        best, match = nn.functional.pad(similarity, (0, 1), value=FAR).max(dim=-1)
+        best, match = similarity.max(dim=-1)
         gone = best > self.merge
-        odd = torch.arange(similarity.shape[2], device=weighted.device)
-        chosen = torch.logical_and(gone.unsqueeze(2), match.unsqueeze(2) == odd)
-        sums = weighted[:, 1::2] + chosen.to(weighted.dtype).transpose(1, 2) @ weighted[:, ::2]
-        even = importance[:, ::2]
-        most = torch.maximum(importance[:, 1::2], torch.where(chosen, even.unsqueeze(2), FAR).amax(dim=1))
         places = torch.arange(weighted.shape[1], device=weighted.device)
-        half = torch.div(places, 2, rounding_mode="floor")
-        back = torch.where(places == 2 * half, half, half + similarity.shape[1])
-        order = torch.cat([places[::2], places[1::2]])
-        into = torch.cat([torch.where(gone, 2 * match + 1, places[::2]), places[1::2].expand_as(most)], dim=1)
-        return Site(
-            torch.cat([weighted[:, ::2], sums], dim=1),
-            torch.cat([torch.logical_and(alive[:, ::2], torch.logical_not(gone)), alive[:, 1::2]], dim=1),
-            torch.cat([even, most], dim=1),
-            order,
-            back,
-            into.index_select(1, back),
-        )
+        chosen = torch.logical_and(gone.unsqueeze(2), match.unsqueeze(2) == places)
+        sums = weighted + chosen.to(weighted.dtype).transpose(1, 2) @ weighted
+        most = torch.maximum(importance, torch.where(chosen, importance.unsqueeze(2), FAR).amax(dim=1))
+        return Merged(sums, gone, most, torch.where(gone, match, places))
 
 
-class Site(NamedTuple):
-    """Tokens between the two decisions: even positions, then odd ones.
+class Merged(NamedTuple):
+    """Tokens between the two decisions.
 
     Attributes:
         weighted: ``[B, N, C + 1]``: hidden states times size, and the size.
-        alive: bool ``[B, N]``: alive, and not merged into another.
+        gone: bool ``[B, N]``: merged into another.
         importance: ``[B, N]``.
-        order: int64 ``[N]``: the position of each in the block.
-        back: int64 ``[N]``: where each position of the block stands.
-        into: int64 ``[B, N]``, by position in the block: the position whose row each went into.
+        into: int64 ``[B, N]``: the position whose row each went into.
     """
 
     weighted: Tensor
-    alive: Tensor
+    gone: Tensor
     importance: Tensor
-    order: Tensor
-    back: Tensor
     into: Tensor

@@ -71,7 +71,7 @@ def significance(weights: Tensor) -> Tensor:
 class PowerBert(Method):
     """PoWER-BERT over all blocks of a model with a CLS token."""
 
-    name: ClassVar[str] = "power-bert"
+    name: ClassVar[str] = "power_bert"
     Parameters = PowerBertParameters
 
     def __init__(self, parts: Parts, parameters: PowerBertParameters) -> None:

@@ -135,13 +135,12 @@ class Pairs(NamedTuple):
         return own.scatter(1, 2 * self.source, 2 * self.target + 1)
 
 
-def likeness(key: Tensor, prefix: int, alive: Tensor | None = None) -> Tensor:
-    """Cosines of the keys' means over heads, even positions against odd ones; -inf where either belongs to the prefix or is dead.
+def likeness(key: Tensor, prefix: int) -> Tensor:
+    """Cosines of the keys' means over heads, even positions against odd ones; -inf where either belongs to the prefix.
 
     Args:
         key: ``[B, H, N, D]``.
         prefix: leading tokens that never merge.
-        alive: bool ``[B, N]``; None: all are.
 
     Returns:
         ``[B, (N + 1) // 2, N // 2]``.
@@ -152,11 +151,7 @@ def likeness(key: Tensor, prefix: int, alive: Tensor | None = None) -> Tensor:
     similarity = even @ odd.transpose(-1, -2)
     rows = torch.arange(even.shape[1], device=key.device).unsqueeze(1) * 2 < prefix
     columns = torch.arange(odd.shape[1], device=key.device) * 2 + 1 < prefix
-    closed = torch.logical_or(rows, columns)
-    if alive is not None:
-        dead = torch.logical_not(alive)
-        closed = torch.logical_or(closed, torch.logical_or(dead[:, ::2].unsqueeze(2), dead[:, 1::2].unsqueeze(1)))
-    masked: Tensor = similarity.masked_fill(closed, FAR)
+    masked: Tensor = similarity.masked_fill(torch.logical_or(rows, columns), FAR)
     return masked
 
 

@@ -12,42 +12,59 @@ Deviations:
   the accuracy again.
 """
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.errors import ModelError, UsageError
+from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
-from tpcompile.models.methods.base import LEARNED, Method, Step, Weights
+from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.masked import attention, demand_cls, joined, leading
 
+ATTRIBUTE = "skim_predictors"
+"""Where a model carries the predictors, an ``nn.ModuleList`` in its encoder, as the official models do."""
 
-class TranskimmerParameters(base.Parameters):
-    """Parameters of Transkimmer.
 
-    Attributes:
-        predictors: their weights, ``<layer>.predictor.<0, 1, 2, 4>.<weight, bias>``, as a checkpoint has them behind ``skim_predictors.``.
+class Predictor(nn.Module):
+    """Two numbers per token, skim and keep: ``[B, N, C]`` to ``[B, N, 2]``.
+
+    Args:
+        width: C.
     """
 
-    predictors: Annotated[Weights | None, LEARNED] = None
-
-
-class TranskimmerLayer(nn.Module):
-    """A predictor, and one block for what it keeps.
-
-    Attributes:
-        predictor: ``[B, N, C]`` to ``[B, N, 2]``: skim, keep.
-    """
-
-    def __init__(self, block: Block, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.block = block
         self.predictor = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2)
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x: [B, N, C]``."""
+        said: Tensor = self.predictor(x)
+        return said
+
+
+def attach(encoder: nn.Module, layers: int, width: int) -> None:
+    """Give an encoder untrained predictors, in eval mode, for weights to be copied into.
+
+    Args:
+        encoder: the module that holds the layers.
+        layers: how many there are.
+        width: C.
+    """
+    encoder.add_module(ATTRIBUTE, nn.ModuleList(Predictor(width) for _ in range(layers)).eval())
+
+
+class TranskimmerLayer(nn.Module):
+    """A predictor, and one block for what it keeps."""
+
+    def __init__(self, block: Block, predictor: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.predictor = predictor
 
     def forward(self, x: Tensor, alive: Tensor) -> Step:
         """Run the block on ``x: [B, N, C]``, ``alive: bool [B, N]``."""
@@ -64,20 +81,19 @@ class Transkimmer(Method):
     """Transkimmer over all blocks of a model with a CLS token."""
 
     name: ClassVar[str] = "transkimmer"
-    Parameters = TranskimmerParameters
+    Parameters = base.Parameters
 
-    def __init__(self, parts: Parts, parameters: TranskimmerParameters) -> None:
+    def __init__(self, parts: Parts, parameters: base.Parameters) -> None:
         super().__init__(parts, parameters)
         demand_cls(self.name, parts)
-        if parameters.predictors is None:
+        found = [module for name, module in parts.dense.named_modules() if name.rpartition(".")[2] == ATTRIBUTE]
+        if not found or len(list(found[0].children())) != len(parts.blocks):
             raise UsageError(
-                "transkimmer decides by trained predictors, and a dense model has none",
+                f"transkimmer decides by a trained predictor per layer, and this {parts.architecture} carries no {ATTRIBUTE} for its "
+                f"{len(parts.blocks)} layers",
                 fix="pass the directory of an official Transkimmer checkpoint as the model",
             )
-        self.steps = nn.ModuleList(TranskimmerLayer(block, width(parameters.predictors)) for block in parts.blocks)
-        own = {name: weight for name, weight in self.steps.state_dict().items() if ".predictor." in name}
-        check_weights("skim_predictors.", parameters.predictors, own)
-        self.steps.load_state_dict(parameters.predictors, strict=False)
+        self.steps = nn.ModuleList(map(TranskimmerLayer, parts.blocks, found[0].children()))
 
     def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
         """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
@@ -86,33 +102,3 @@ class Transkimmer(Method):
             steps.append(layer(x, alive))
             x, alive = steps[-1].x, steps[-1].alive
         return tuple(steps)
-
-
-def width(predictors: Weights) -> int:
-    """The hidden size that predictors were trained for; 0 where the first one is missing."""
-    first = predictors.get("0.predictor.0.weight")
-    return 0 if first is None else first.numel()
-
-
-def check_weights(prefix: str, given: Weights, expected: Weights) -> None:
-    """Demand weights of the same names and shapes.
-
-    Args:
-        prefix: how a checkpoint's names begin.
-        given: what it holds.
-        expected: what the method needs.
-
-    Raises:
-        ModelError: a weight is missing, has no place, or has another shape.
-    """
-    fix = "pass the checkpoint as the official code saved it, with the config.json it was trained with"
-    missing, foreign = (sorted(a.keys() - b.keys()) for a, b in ((expected, given), (given, expected)))
-    for names, what in ((missing, "is missing"), (foreign, "has no place in the model")):
-        if names:
-            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(f"weight {prefix}{names[0]} {what}{more}", fix=fix)
-    for name, weight in given.items():
-        if weight.shape != expected[name].shape:
-            raise ModelError(
-                f"weight {prefix}{name} has shape {list(weight.shape)}, the model asks for {list(expected[name].shape)}", fix=fix
-            )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import fx
 
 from tpcompile.passes.axesmap import AxesMap
-from tpcompile.passes.levels import Levels
+from tpcompile.passes.levels import Levels, native
 from tpcompile.program import Program
 
 
@@ -23,12 +23,12 @@ def rewritten(program: Program, draft: fx.GraphModule, renamed: Mapping[str, str
         The program, without the bounds whose logits are gone: bounds are measured on the program as ``place`` left it.
     """
     sites = tuple(
-        replace(s, keep=renamed.get(s.keep, s.keep), score=renamed.get(s.score, s.score))
-        if s.keep in renamed or s.score in renamed
-        else s
+        replace(s, **{kind: renamed[name] for kind, name in s.taps.items() if name in renamed})  # type: ignore[arg-type]  # all are text
         for s in program.sites
     )
-    made = program.adopt(draft, sites=sites, report=(*program.report, report))
+    made = program.adopt(draft, refresh=bool(renamed) or not program.gathered, sites=sites, report=(*program.report, report))
+    if program.gathered:
+        return replace(made, placements=native(made, AxesMap(made.graph)))
     levels, names = Levels(made, AxesMap(made.graph)), {node.name for node in made.graph.nodes}
     placements = {node.name: placement for node in made.graph.nodes if (placement := levels.placement(node))}
     return replace(made, placements=placements, bounds=tuple(b for b in program.bounds if {b.logits, b.keep} <= names))

@@ -35,6 +35,7 @@ class Narrow(GraphPass):
     name: ClassVar[str] = "narrow"
     takes: ClassVar[Stage] = Stage.PLACED
     gives: ClassVar[Stage] = Stage.PLACED
+    masked: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """Return the program with its results in windows."""

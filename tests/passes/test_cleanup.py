@@ -7,7 +7,8 @@ from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.passes import Cleanup, Pipeline, pipeline
+from tpcompile.emit import emit
+from tpcompile.passes import Cleanup, Lower, Pipeline, pipeline
 from tpcompile.program import Program, Stage
 
 PLAIN = pipeline(optimize=False)
@@ -52,3 +53,25 @@ def test_the_stage_and_the_sites_stay(toy: Callable[..., Program]) -> None:
     assert after.stage is Stage.COMPACT
     assert after.sites == before.sites
     assert str(Cleanup()(after)) == str(after)
+
+
+class Told(nn.Module):
+    """The score of the first site is only reported, that of the second decides."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = ops.prune(x, keep, (x @ x.transpose(1, 2)).softmax(-1).sum(1))
+        score = y.sum(-1)
+        later = keep & (score > 0)
+        return (ops.prune(y * 2, later, score) * later.unsqueeze(-1)).sum(1)
+
+
+def test_a_score_that_decides_nothing_is_no_tap_of_the_engine(toy: Callable[..., Program], agree: Callable[..., None]) -> None:
+    program = PLAIN(toy(Told()))
+    first, second = program.sites
+    assert (first.score, bool(second.score)) == ("", True)
+    assert first.keep
+    agree(Told(), program)
+    model = emit(program)
+    assert model.taps == ("site0.keep", "site0.index", "site1.keep", "site1.score", "site1.index")
+    assert "Softmax" not in {node.op_type for node in model.model.graph}
+    assert "Softmax" in {node.op_type for node in emit(Lower(counts="4+3")(program)).model.graph}

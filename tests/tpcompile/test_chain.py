@@ -22,7 +22,11 @@ def step(op: Any, *numbers: int, reads: tuple[str, ...] = ("a",), gives: str = "
 
 
 @given(
-    batch=st.integers(1, 3), shared=st.booleans(), dims=st.permutations(range(4)), seed=st.integers(0, 99), count=st.integers(1, 6)
+    batch=st.integers(1, 3),
+    shared=st.booleans(),
+    dims=st.permutations(range(4)),
+    seed=st.integers(0, 99),
+    count=st.integers(1, 6),
 )
 @GATE
 def test_take_is_the_op(batch: int, shared: bool, dims: list[int], seed: int, count: int) -> None:

@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["", *main.commands, "passes list", "passes show"])
+@pytest.mark.parametrize("verb", ["", *main.commands, "passes list", "passes show", "recipe list", "recipe show", "recipe schema"])
 def test_every_verb_has_help(verb: str) -> None:
     result = call(*verb.split(), "-h")
     assert result.exit_code == 0
@@ -469,6 +469,9 @@ def test_every_document_has_its_published_keys(bundle: Path, texts: Path, tmp_pa
         "verify": [mine],
         "passes list": [],
         "passes show": ["mark"],
+        "recipe list": [],
+        "recipe show": ["digits-50"],
+        "recipe schema": [],
         "explain": ["UsageError"],
         "doctor": [],
     }

@@ -102,7 +102,9 @@ def story(chain: Chain) -> str:
 
 def test_what_is_computed_where() -> None:
     """``skip``, ``size`` and what follows wait for the last stage, since ``x`` travels there; ``unread`` is not gathered at all."""
-    assert_expected_inline(story(cut(graph(TWO_SITES))), """\
+    assert_expected_inline(
+        story(cut(graph(TWO_SITES))),
+        """\
 stage 0 reads x
   Identity:pinned.given MatMul:early
   gives pinned.given, early
@@ -121,7 +123,8 @@ old = gather (x, both) (1,)
 stage 2 reads x, rows1, old
   Neg:skip Shape:size Add:mixed ReduceSum:y Cast:length Div:share Sub:z
   gives y, z
-""")
+""",
+    )
 
 
 def test_the_stages_together_are_the_graph(tmp_path: Path) -> None:

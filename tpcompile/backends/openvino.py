@@ -56,6 +56,7 @@ class OpenVino:
             try:
                 graph = openvino.convert_model(scratch / "model.onnx")
                 _label(graph, names)
+                _settle(graph)
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
             except Exception as error:  # the converter raises bare RuntimeError and Exception
                 raise _refused(model.name, error) from error
@@ -178,6 +179,13 @@ def _label(graph: Any, names: Sequence[str]) -> None:
     for i, node in enumerate(graph.get_ordered_ops()):
         if NUMBERED.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{i}")
+
+
+def _settle(graph: Any) -> None:
+    """Make every TopK put the lower index first where values are equal, as ONNX has it: the converter leaves that to the plugin."""
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "TopK" and node.get_attributes()["sort"] == "value":
+            node.set_attribute("stable", True)
 
 
 def _without(path: Path, taps: Sequence[str]) -> bytes:

@@ -13,6 +13,7 @@ from tpcompile.cli.gates import bench, report, validate, verify
 from tpcompile.cli.look import inspect, passes
 from tpcompile.cli.machine import doctor
 from tpcompile.cli.program import Program
+from tpcompile.cli.recipe import recipe
 from tpcompile.cli.run import run
 
 __all__ = ["main"]
@@ -30,5 +31,5 @@ def main() -> None:
     """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
 
 
-for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, explain, doctor):
+for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, recipe, explain, doctor):
     main.add_command(_verb)

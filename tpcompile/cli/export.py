@@ -87,6 +87,13 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--buckets", type=ladder, default="", metavar="N,N", help="Of bucketed: 16 for multiples of 16, or 32,64,128.")
 @click.option("--calibrate", metavar="F", help="Data that static takes its counts from; see --data of validate.")
 @click.option("--static-quantile", type=float, default=1.0, show_default=True, metavar="Q", help="The share of it that must fit.")
+@click.option(
+    "--skip-below",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Leave sites masked that save less of the cost.",
+)
 @click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")

@@ -76,7 +76,8 @@ def test_recognised_by_its_keys_alone(official: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prune_mode": "topk"}, "prune_mode 'topk'"),
+        ({"prune_mode": "random"}, "prune_mode 'random'"),
+        ({"prune_mode": "topk"}, "prune_mode topk and token_keep_rate None"),
         ({"quant_mode": True}, "quant_mode on"),
         ({"architectures": ["LTPForQuestionAnswering"]}, "LTP checkpoint of .*LTPForQuestionAnswering"),
         ({"final_token_threshold": None}, "final_token_threshold None"),

@@ -1,0 +1,266 @@
+"""The table of methods: method x family x backend, measured through the compiler at each method's shipped recipe; writes docs/methods.md.
+
+    python benchmarks/methods.py                   every method, about half an hour on two cores; what is known already is kept
+    python benchmarks/methods.py --only evit       one method again
+    python benchmarks/methods.py --page            the page alone, from benchmarks/methods.json
+
+A method is held against each family on a small random model of the recipe's depth: lowered, built for every backend, and run on a few
+inputs. What the masked model gives (or, for a method that gathers by nature, its eager form) is what engines are compared with. FLOPs are
+counted op by op in the compiled graph and in the dense model, both at the shape that the recipe is for; weights are random there too, so a
+ratio is given only where counts do not depend on them.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import tpcompile
+from tpcompile import models
+from tpcompile.backends import backends
+from tpcompile.emit import emit
+from tpcompile.engine import compose
+from tpcompile.errors import TpcompileError, first_line
+from tpcompile.models import METHODS
+from tpcompile.models.library import timm, transformers
+from tpcompile.models.methods import predictor, transkimmer
+from tpcompile.recipe import Recipe, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+FOUND, PAGE = ROOT / "benchmarks" / "methods.json", ROOT / "docs" / "methods.md"
+SAMPLES = 3
+TOKENS = 256
+"""Of a text: the longest that the recipes are for."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a random model."""
+
+    width: int
+    heads: int
+    inner: int
+    image: int
+    patch: int
+    depth: int = 12
+
+
+SMALL, DEIT_S, BERT_BASE = Shape(48, 3, 96, 64, 8), Shape(384, 6, 1536, 224, 16), Shape(768, 12, 3072, 0, 0)
+HEADLINE: dict[str, tuple[str, Shape]] = {
+    "deit_small_patch16_224": ("vit", DEIT_S),
+    "bert-base-uncased": ("bert", BERT_BASE),
+    "roberta-base": ("bert", BERT_BASE),
+    "tpcompile/digits-vit": ("vit", Shape(64, 4, 256, 32, 4, 6)),
+}
+"""A recipe's model -> family and shape."""
+
+
+def vit(shape: Shape) -> nn.Module:
+    """A random vision transformer with predictors for three stages, as a checkpoint would bring them."""
+    timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads, "mlp_ratio": shape.inner / shape.width}
+    model: nn.Module = VisionTransformer(img_size=shape.image, patch_size=shape.patch, num_classes=10, **sizes)
+    found = nn.ModuleList(predictor.Predictor(shape.width) for _ in range(3)).state_dict()
+    predictor.attach(model, {f"{predictor.ATTRIBUTE}.{name}": weight for name, weight in found.items()})
+    return uneven(model)
+
+
+def bert(shape: Shape) -> nn.Module:
+    """A random text classifier with a predictor for every layer."""
+    library = transformers()
+    config = library.BertConfig(
+        vocab_size=1000, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+        intermediate_size=shape.inner, attn_implementation="eager",
+    )  # fmt: skip
+    model = library.BertForSequenceClassification(config)
+    transkimmer.attach(model.bert.encoder, shape.depth, shape.width)
+    return uneven(model)
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """The model in eval mode, with weights that make attention tell tokens apart."""
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=1.5 * weight.shape[-1] ** -0.5 if "embed" not in name else 0.5)
+    return model.eval()
+
+
+FAMILIES: dict[str, Callable[[Shape], nn.Module]] = {"bert": bert, "vit": vit}
+
+
+def samples(family: str, shape: Shape) -> list[dict[str, Tensor]]:
+    """A few random inputs of one length."""
+    generator = torch.Generator().manual_seed(1)
+    if family == "vit":
+        return [{"pixel_values": torch.randn(1, 3, shape.image, shape.image, generator=generator)} for _ in range(SAMPLES)]
+    mask = torch.ones(1, TOKENS, dtype=torch.int64)
+    draws = [torch.randint(5, 1000, (1, TOKENS), generator=generator) for _ in range(SAMPLES)]
+    return [{"input_ids": ids, "attention_mask": mask} for ids in draws]
+
+
+def flops(run: Callable[[], object]) -> int:
+    """What a run multiplies and adds, in products of matrices."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        run()
+    return int(counter.get_total_flops())
+
+
+def ratio(method: str, recipe: Recipe) -> float:
+    """Dense FLOPs over those of the compiled graph, at the recipe's own shape."""
+    family, shape = HEADLINE[recipe.model or ""]
+    pruned = models.prune(FAMILIES[family](shape), method, **recipe.parameters)
+    given = samples(family, shape)[0]
+    program = tpcompile.lower(pruned, given)
+    return flops(lambda: pruned.dense(**given)) / flops(lambda: program(**given))
+
+
+def measured(method: str, family: str, recipe: Recipe) -> dict[str, Any]:
+    """One method on one family, through every backend; ``refused`` where that is not possible, and why."""
+    shape = Shape(SMALL.width, SMALL.heads, SMALL.inner, SMALL.image, SMALL.patch, depth(recipe))
+    given = samples(family, shape)
+    try:
+        pruned = models.prune(FAMILIES[family](shape), method, **recipe.parameters)
+        program = tpcompile.lower(pruned, given[0])
+    except TpcompileError as error:
+        return {"refused": first_line(error)}
+    written = emit(program)
+    runs = [pruned(**inputs) for inputs in given]
+    name = next(iter(runs[0]))
+    counts = []
+    for inputs in given:
+        trace = program.trace(**inputs)
+        taps = {key: tap.numpy() for key, tap in trace.taps.items()}
+        counts.append(compose(taps, len(program.sites), taps["site0.keep"].shape[1]).counts)
+    free = any(node.op_type == "NonZero" for node in written.model.graph)
+    engines = {}
+    for target in backends():
+        if target in ("onnx", "openvino") and backends()[target].probe().ok:
+            gaps = [far(got, want[name]) for got, want in zip(engine(target, written, given, name), runs, strict=True)]
+            engines[target] = max(gaps)
+    return {
+        "gathered": program.gathered,
+        "counts": "fixed" if not free else "by length" if len(set(counts)) == 1 else "by content",
+        "sites": len(program.sites),
+        "eager": max(far(program(**inputs)[name], want[name]) for inputs, want in zip(given, runs, strict=True)),
+        "engines": engines,
+    }
+
+
+def depth(recipe: Recipe) -> int:
+    """Blocks of the recipe's model."""
+    return HEADLINE[recipe.model or ""][1].depth
+
+
+def far(got: Any, want: Tensor) -> float:
+    """The largest difference, by the law's measure: 1e-5 is the bound."""
+    value = torch.as_tensor(got)
+    return float((value - want).abs().max() / max(1.0, float(want.abs().max())))
+
+
+def engine(target: str, written: Any, given: Sequence[Mapping[str, Tensor]], name: str) -> list[Any]:
+    """An output of every sample from a runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        out.mkdir()
+        written.save(Path(folder) / "model.onnx")
+        backends()[target].build(Path(folder) / "model.onnx", out, "fp32")
+        with backends()[target].open(out, threads=1) as session:
+            return [session.run({key: value.numpy() for key, value in inputs.items()})[name] for inputs in given]
+
+
+def recipes() -> dict[str, tuple[str, Recipe]]:
+    """Method -> the shipped recipe that is measured: the first whose model is known here."""
+    found: dict[str, tuple[str, Recipe]] = {}
+    for name, path in sorted(shipped().items()):
+        recipe = Recipe.read(path)
+        if recipe.model in HEADLINE:
+            found.setdefault(recipe.method, (name, recipe))
+    return found
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """docs/methods.md."""
+    head = [
+        "# Methods",
+        "",
+        "Written by `make tables` (`benchmarks/methods.py`) from runs of the compiler: do not edit. Every method of",
+        "`tpcompile.models.METHODS` at its shipped recipe (`tpcompile recipe show NAME`), on a small random model of the recipe's",
+        "depth, through every backend.",
+        "",
+        "- *form*: **masked**: the method masks, and gathering is proved to equal it; **gathered**: the method gathers or merges by",
+        "  nature, and passes through.",
+        "- *count*: **fixed**: a number in the graph, no NonZero; **by length**: the same for every input of a length; **by content**:",
+        "  each input has its own.",
+        "- *eager*, *ONNX Runtime*, *OpenVINO*: the largest difference of an output from the model's own, over its largest value;",
+        f"  {SAMPLES} inputs, float32. The law is 1e-5.",
+        "- *FLOPs*: dense over compiled, counted in the graph at the recipe's own shape (DeiT-S at 224 pixels, BERT-base at 256",
+        "  tokens). Where counts go by content it follows trained weights and data, and is left out.",
+        "",
+        "| method | family | form | sites | count | eager | ONNX Runtime | OpenVINO | recipe | FLOPs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows, refusals = [], []
+    for method, entry in document.items():
+        for family, found in entry["families"].items():
+            if "refused" in found:
+                refusals.append(f"| `{method}` | {family} | {found['refused']} |")
+                continue
+            gaps = [
+                f"{found['eager']:.0e}",
+                *(f"{found['engines'][t]:.0e}" if t in found["engines"] else "-" for t in ("onnx", "openvino")),
+            ]
+            own = family == entry["family"]
+            saved = f"/{entry['ratio']:.2f}" if own and entry["ratio"] and found["counts"] != "by content" else ""
+            form = "gathered" if found["gathered"] else "masked"
+            cells = [
+                f"`{method}`",
+                family,
+                form,
+                str(found["sites"]),
+                found["counts"],
+                *gaps,
+                f"`{entry['recipe']}`" if own else "",
+                saved,
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*head, *rows, "", "## Refused", "", "| method | family | why |", "|---|---|---|", *refusals, ""])
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is missing, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=list(METHODS), action="append", help="measure this method again")
+    parser.add_argument("--page", action="store_true", help="write the page from what is known")
+    options = parser.parse_args(arguments)
+    known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
+    chosen = [] if options.page else options.only or [name for name in METHODS if name not in known]
+    for method in chosen:
+        name, recipe = recipes()[method]
+        print(f"{method}: {name}", file=sys.stderr, flush=True)
+        families = {family: measured(method, family, recipe) for family in FAMILIES}
+        known[method] = {
+            "recipe": name,
+            "family": HEADLINE[recipe.model or ""][0],
+            "ratio": ratio(method, recipe),
+            "families": families,
+        }
+        FOUND.write_text(json.dumps({m: known[m] for m in METHODS if m in known}, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(known), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
