@@ -188,7 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON and the page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "-o", "--output", type=Path, default=ROOT / "benchmarks/results/lowerings.json", help="JSON to write (default: %(default)s)"
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "benchmarks/results/lowerings.json",
+        help="JSON to write (default: %(default)s)",
     )
     parser.add_argument("--page", type=Path, default=ROOT / "docs/lowerings.md", help="page whose table is replaced")
     parser.add_argument("--samples", type=int, default=12, help="texts of the stream (default: %(default)s)")
