@@ -246,20 +246,28 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--page", action="store_true", help="write the page from what is known")
     options = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
-    chosen = [] if options.page else options.only or [name for name in METHODS if name not in known]
-    for method in chosen:
+    for method in options.only or ():
+        known.pop(method, None)
+    for method, family in [] if options.page else missing(known):
         name, recipe = recipes()[method]
-        print(f"{method}: {name}", file=sys.stderr, flush=True)
-        families = {family: measured(method, family, recipe) for family in FAMILIES}
-        known[method] = {
-            "recipe": name,
-            "family": HEADLINE[recipe.model or ""][0],
-            "ratio": ratio(method, recipe),
-            "families": families,
-        }
-        FOUND.write_text(json.dumps({m: known[m] for m in METHODS if m in known}, indent=1) + "\n", encoding="utf-8")
+        print(f"{method}: {name} on {family}", file=sys.stderr, flush=True)
+        entry = known.setdefault(
+            method, {"recipe": name, "family": HEADLINE[recipe.model or ""][0], "ratio": None, "families": {}}
+        )
+        found = entry["families"][family] = measured(method, family, recipe)
+        if family == entry["family"] and found["counts"] != "by content":
+            entry["ratio"] = ratio(method, recipe)
+        known = {m: known[m] for m in METHODS if m in known}
+        FOUND.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(known), encoding="utf-8")
     return 0
+
+
+def missing(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Methods and families without a row, each method's own family first."""
+    own = {method: HEADLINE[recipe.model or ""][0] for method, (_, recipe) in recipes().items()}
+    every = [(method, own[method]) for method in METHODS] + [(m, f) for m in METHODS for f in FAMILIES if f != own[m]]
+    return [(m, f) for m, f in every if f not in known.get(m, {}).get("families", {})]
 
 
 if __name__ == "__main__":

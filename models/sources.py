@@ -1,5 +1,6 @@
 """`load`: a model directory, a timm name or the shipped model to a dense model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tpcompile.errors import UsageError
@@ -21,7 +22,8 @@ def load(source: str | Path, *, pooling: str = "auto", checkpoint: Path | None =
             hub layout, ``timm/NAME`` for a model of timm by name, or ``tpcompile/digits-vit``, the shipped model.
         pooling: for text. ``auto``: what the directory says; for a bare encoder its pooler where it has one, else the mean. ``mean``
             or ``cls``: pool a bare encoder so. ``tokens`` (or ``none``): a vector per token.
-        checkpoint: safetensors file with the weights of ``timm/NAME``; without one they are random.
+        checkpoint: file with the weights of ``timm/NAME``; without one they are random. Or a file of LTMP's thresholds alone, for any
+            vision model.
 
     Raises:
         UsageError: no such directory or timm model, or an option that does not fit.
@@ -29,6 +31,9 @@ def load(source: str | Path, *, pooling: str = "auto", checkpoint: Path | None =
     """
     name = source.as_posix() if isinstance(source, Path) else source
     named = name.startswith(vision.PREFIX) and not Path(source).is_dir()
+    alone = vision.thresholds(checkpoint) if checkpoint is not None else {}
+    if alone:
+        return replace(load(source, pooling=pooling), imported=alone.popitem())
     if checkpoint is not None and not named:
         raise UsageError(f"{source} has weights of its own: a checkpoint has no place", fix="leave it out, or load timm/NAME")
     folder = DIGITS_FOLDER if name == DIGITS else None if named else _folder(source)

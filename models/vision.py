@@ -14,6 +14,7 @@ from tpcompile.images import Preprocessing
 from tpcompile.models import importers
 from tpcompile.models.checkpoint import digest, read_json, read_safetensors, read_saved, read_weights
 from tpcompile.models.families import find, vit
+from tpcompile.models.importers import ltmp
 from tpcompile.models.library import listed, timm
 from tpcompile.models.source import Source
 from tpcompile.spec import Patches
@@ -71,6 +72,18 @@ def from_name(named: str, checkpoint: Path | None) -> Source:
     heads, size = model.blocks[0].attn.num_heads, model.patch_embed.img_size[0]
     dense, parameters = importer.read(weights, {"num_heads": heads, "img_size": size})
     return source(named, dense, model.pretrained_cfg, imported=(importer.NAME, parameters))
+
+
+def thresholds(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """Method and parameters of a file that holds a method's thresholds and no model; empty for any other.
+
+    Raises:
+        ModelError: a corrupt file, or thresholds that are missing for a block.
+    """
+    if checkpoint.suffix not in (".safetensors", *SAVED) or not checkpoint.is_file():
+        return {}
+    weights = read_saved(checkpoint) if checkpoint.suffix in SAVED else read_safetensors(checkpoint)
+    return {ltmp.NAME: ltmp.thresholds(weights)} if weights and ltmp.alone(weights) else {}
 
 
 def from_folder(folder: Path, name: str) -> Source:

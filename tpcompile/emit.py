@@ -5,26 +5,29 @@ can be asked for them, plain runtimes never see them.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import fx
+from torch.export import ExportedProgram
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
 from tpcompile.onnxfuse import fuse_attention
 from tpcompile.onnxnames import keep_notes, name_values
 from tpcompile.onnxops import translations
-from tpcompile.program import Bound, Program, Stage, where_of
+from tpcompile.program import Bound, Program, Stage, forget_symbols, where_of
 from tpcompile.spec import TensorSpec
 from tpcompile.text import line
 
@@ -32,8 +35,14 @@ aten = torch.ops.aten
 OPSET = 23
 NODE = re.compile(r"translating node %(\w+)")
 """How torch.onnx names what it could not translate."""
+PLAIN_NAMES: dict[Any, Any] = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor, aten.__xor__.Tensor: aten.bitwise_xor.Tensor
+}  # fmt: skip
+"""Operators of Python, under the names that torch.onnx knows them by."""
 INLINE_LIMIT = 1_500_000_000
 """Weights beyond this many bytes go to ``model.onnx.data``: protobuf ends at 2 GB."""
+LIGHT = 4096
+"""Weights of at most so many bytes are shown to the checker: sizes and numbers that shapes follow from."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def emit(program: Program, hosted: bool = False) -> OnnxModel:
     try:
         with tracing(), quiet():
             exported = torch.onnx.export(
-                tapped.exported,
+                _Plain.of(tapped.exported),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in program.inputs],
@@ -94,13 +103,35 @@ def emit(program: Program, hosted: bool = False) -> OnnxModel:
     if program.stage is not Stage.PLACED:  # the reference stays as the model is written
         fuse_attention(model)
     outputs = _demote(model, len(program.output_names))
-    name_values(model, program, exported.exported_program, taps)
+    name_values(model, program, exported.exported_program, taps, not isinstance(exported.exported_program, _Plain))
     _name_outputs(model, program.output_names)
     keep_notes(model)
     if not hosted:
         check(model)
     specs = tuple(_spec(v, dynamic) for v in outputs)
     return OnnxModel(model, program.inputs, specs, taps)
+
+
+class _Plain(ExportedProgram):
+    """A program that is not traced once more where every op of it is one that torch.onnx knows: most of its time would go there."""
+
+    @classmethod
+    def of(cls, program: ExportedProgram) -> ExportedProgram:
+        """The same program, as one of this class."""
+        plain = copy.copy(program)
+        plain.__class__ = cls
+        return plain
+
+    def run_decompositions(
+        self, decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None, decompose_custom_triton_ops: bool = False
+    ) -> ExportedProgram:
+        """Decompose what the table names; the program itself where it names nothing in it."""
+        targets = {node.target for node in self.graph.nodes if node.op == "call_function"}
+        if decomp_table is not None and targets.isdisjoint(decomp_table):
+            return self
+        forget_symbols(self.graph)
+        decomposed: ExportedProgram = super().run_decompositions(decomp_table, decompose_custom_triton_ops)
+        return decomposed
 
 
 def _refusal(program: Program, error: Exception) -> EmitError:
@@ -134,6 +165,8 @@ def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
     """The program with what its sites decide as further outputs: so the exporter keeps those values, under known names."""
     draft = program.draft()
     nodes = {n.name: n for n in draft.graph.nodes}
+    for node in nodes.values():
+        node.target = PLAIN_NAMES.get(node.target, node.target)
     wanted = {f"{site.name}.{kind}": nodes[name] for site in program.sites for kind, name in site.taps.items()}
     output = draft.graph.output_node()
     results = output.args[0]
@@ -225,17 +258,24 @@ def _name_outputs(model: ir.Model, names: Sequence[str]) -> None:
 
 
 def check(model: ir.Model) -> None:
-    """Show a graph to the ONNX checker, unless it is too large for protobuf.
+    """Show a graph to the ONNX checker; heavy weights stand there as inputs, so that none is copied.
 
     Raises:
         EmitError: the checker refused it.
     """
-    proto = ir.to_proto(model)
-    if proto.ByteSize() < INLINE_LIMIT:
-        try:
-            onnx.checker.check_model(proto, full_check=True)
-        except onnx.checker.ValidationError as error:
-            raise EmitError(f"the ONNX checker refused the graph: {error}", fix="please report it with a --dump-ir") from error
+    held = list(model.graph.initializers.values())
+    heavy = [v for v in held if v.const_value is not None and v.const_value.nbytes > LIGHT]
+    for value in heavy:
+        del model.graph.initializers[str(value.name)]
+    model.graph.inputs.extend(heavy)
+    try:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise EmitError(f"the ONNX checker refused the graph: {error}", fix="please report it with a --dump-ir") from error
+    finally:
+        del model.graph.inputs[len(model.graph.inputs) - len(heavy) :]
+        model.graph.initializers.clear()
+        model.graph.initializers.update({str(value.name): value for value in held})
 
 
 def _spec(value: ir.Value, dynamic: set[str]) -> TensorSpec:

@@ -34,18 +34,19 @@ def keep_notes(model: ir.Model) -> None:
             node.metadata_props[TRACE] = line
 
 
-def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str]) -> None:
+def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str], retraced: bool = True) -> None:
     """Rename the values between inputs and outputs, and the weights that the exporter turned round.
 
     Args:
         model: what torch.onnx made.
         program: what it was made from.
-        exported: the program as torch.onnx traced it again.
+        exported: the program as torch.onnx wrote it.
         fixed: names that stay, such as taps.
+        retraced: torch.onnx traced it again, and counted anew.
     """
     fixed = {*fixed, *(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))}
     _name_weights(model, exported)
-    renamed = {traced: own for own, traced in _origins(program, exported) if own not in fixed}
+    renamed = {traced: own for own, traced in _origins(program, exported, retraced) if own not in fixed}
     taken = {str(value.name) for value in model.graph.initializers.values()} | fixed
     number = 0
     for value in [v for node in model.graph for v in node.outputs if v.name not in fixed]:
@@ -56,13 +57,13 @@ def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fi
         value.name = own
 
 
-def _origins(program: Program, exported: ExportedProgram) -> Iterator[tuple[str, str]]:
+def _origins(program: Program, exported: ExportedProgram, retraced: bool) -> Iterator[tuple[str, str]]:
     """(name in the program, name in the trace) of every node whose one result is a tensor; the last of those it became."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "call_function"}
     found: dict[str, str] = {}
     for node in exported.graph.nodes:
-        origin = _origin(node)
-        if node.op == "call_function" and node.target is operator.getitem:
+        origin = _origin(node) if retraced else node.name
+        if retraced and node.op == "call_function" and node.target is operator.getitem:
             origin = next((n.name for n in nodes.values() if _same_part(n, node)), "")
         if origin in nodes and _alike(nodes[origin], node):
             found[origin] = node.name
@@ -102,8 +103,14 @@ def _name_weights(model: ir.Model, exported: ExportedProgram) -> None:
                 continue
             for name in names:
                 if f"{name}.T" not in model.graph.initializers and _turned(value, exported.state_dict[name]):
-                    value.name = f"{name}.T"
+                    value.name, value.const_value = f"{name}.T", _turn(exported.state_dict[name])
                     break
+
+
+def _turn(parameter: Tensor) -> ir.LazyTensor:
+    """A matrix with rows and columns exchanged whenever it is read: every graph of a model holds each weight once, together."""
+    turned = parameter.detach().t()
+    return ir.LazyTensor(lambda: ir.tensor(turned.contiguous()), dtype=ir.tensor(turned[:1]).dtype, shape=ir.Shape(turned.shape))
 
 
 def _turned(value: ir.Value, parameter: Tensor) -> bool:

@@ -297,7 +297,14 @@ def _refresh(module: fx.GraphModule) -> None:
     assert mode.shape_env is not None
     with mode, mode.shape_env.ignore_fresh_unbacked_symbols(), torch.no_grad():
         _Refresher(module).run(*values)
-    mode.shape_env.pending_fresh_unbacked_symbols.clear()  # an earlier trace over this environment may have left some behind
+    forget_symbols(module.graph)
+
+
+def forget_symbols(graph: fx.Graph) -> None:
+    """Forget the sizes that an earlier trace over a graph's environment made and left behind: the next trace would look for them."""
+    mode = detect_fake_mode([node.meta["val"] for node in graph.nodes if node.op == "placeholder"])
+    if mode is not None and mode.shape_env is not None:
+        mode.shape_env.pending_fresh_unbacked_symbols.clear()
 
 
 class _Refresher(fx.Interpreter):

@@ -36,9 +36,14 @@ def read(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[nn.M
     if not rest:
         raise ModelError(
             "the checkpoint holds thresholds alone, and no model",
-            fix="load the model it was trained on, and pass tpcompile.models.importers.ltmp.thresholds(weights) as its parameters",
+            fix="load the model it was trained on, with these thresholds as its checkpoint: -m DIR --checkpoint FILE",
         )
     return deit.build(rest, config), found
+
+
+def alone(weights: Mapping[str, Tensor]) -> bool:
+    """Whether there is nothing but thresholds: the form in which the official tools keep what was learned."""
+    return all(_THRESHOLD.match(name) for name in weights)
 
 
 def thresholds(weights: Mapping[str, Tensor]) -> dict[str, Any]:

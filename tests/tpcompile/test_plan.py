@@ -153,7 +153,9 @@ def test_a_model_that_gathers_by_itself_is_one_graph() -> None:
     assert candidates(Wish(tune=True), "onnx", alone, nothing) == [settle(AUTO, "onnx", alone, nothing)]
     with pytest.raises(UsageError) as caught:
         settle(Wish(form="staged"), "onnx", alone, nothing)
-    assert str(caught.value) == ("the model gathers by itself: there is no site to cut it at\n  fix     leave the form at auto")
+    assert str(caught.value) == (
+        "a model that gathers by itself is one graph: it is not cut at its sites\n  fix     leave the form at auto"
+    )
 
 
 def test_a_quantile_takes_a_count_that_was_seen(program: Program) -> None:
