@@ -104,7 +104,14 @@ def validate(chosen: type[Method], parameters: dict[str, Any]) -> Parameters:
 
 def _problem(item: dict[str, Any], accepted: list[str]) -> str:
     """One of pydantic's findings as one readable phrase."""
+    if not item["loc"]:  # of several parameters together
+        return str(item["msg"]).removeprefix("Value error, ")
     name, *rest = item["loc"]
+    if (
+        len(rest) > 1 and isinstance(rest[0], int) and str(rest[-1]).isidentifier()
+    ):  # inside a parameter that is made of named parts
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+        return f"parameter {name}{path}: {item['msg'][0].lower()}{item['msg'][1:]}"
     if item["type"] == "extra_forbidden":
         return f"unknown parameter {name!r}{_close(str(name), accepted)}"
     if item["type"] == "missing":

@@ -86,6 +86,6 @@ class EvitBlock(nn.Module):
             lost = behind(self.prefix, order)[:, self.prefix + count :]
             weight = score.gather(1, order[:, count:]).unsqueeze(1)
             rows = torch.cat([rows, weight @ fetch(x, lost)], dim=1)
-            index = nn.functional.pad(index, (0, 1), value=-1)
+            index = torch.cat([index, index.new_full((index.shape[0], 1), -1)], dim=1)
         rows = ops.gathered(rows, x, index, score=scored(self.prefix, score))
         return Step(self.block.feed_forward(rows), torch.ones_like(rows.select(2, 0), dtype=torch.bool))

@@ -95,7 +95,7 @@ def behind(prefix: int, positions: Tensor) -> Tensor:
 
 def scored(prefix: int, score: Tensor) -> Tensor:
     """A score ``[B, M]`` for every token: nan for the prefix, which has none."""
-    return nn.functional.pad(score, (prefix, 0), value=math.nan)
+    return torch.cat([score.new_full((score.shape[0], prefix), math.nan), score], dim=1)
 
 
 def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:

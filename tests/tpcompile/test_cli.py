@@ -65,7 +65,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["", *main.commands, "passes list", "passes show", "recipe list", "recipe show", "recipe schema"])
+@pytest.mark.parametrize(
+    "verb", ["", *main.commands, "passes list", "passes show", "recipe list", "recipe show", "recipe schema"]
+)
 def test_every_verb_has_help(verb: str) -> None:
     result = call(*verb.split(), "-h")
     assert result.exit_code == 0
