@@ -11,7 +11,7 @@ are what the ops read and write, without weights. ``--onnx`` writes the models t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,11 @@ CASES: Mapping[str, Case] = {
 }
 
 
-def steps(placed: Program) -> list[tuple[str, Program]]:
+def steps(placed: Program) -> Iterator[tuple[str, Program]]:
     """The gathered program with none of the passes that save work, with the first, with the first two, ..."""
-    found = []
     for count in range(len(PLACED) + 1):
         passes = Pipeline((*PLACED[:count], Compact(), Cleanup()))
-        found.append((PLACED[count - 1].name if count else "gather", passes(placed)))
-    return found
+        yield PLACED[count - 1].name if count else "gather", passes(placed)
 
 
 def sizes(sites: int, tokens: int, keep: float) -> dict[str, int]:

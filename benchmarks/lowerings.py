@@ -38,6 +38,10 @@ THRESHOLDS = [0.0006 * (layer + 1) for layer in range(6)]
 """Tokens stay behind every site, in short texts nearly all and in long ones few: an empty set would hide what it does to an output."""
 SIZES = {"one": 1, "ragged": 8}
 QUANTILE = 0.9
+COLUMNS = (
+    "engine", "batch", "lowering", "form", "off by", "overflow", "shapes: all; input; sites", "files", "disk, MB", "open / peak, MB",
+    "cold / warm, ms",
+)  # fmt: skip
 MARK = "<!-- table -->"
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = """
@@ -166,15 +170,15 @@ def times(trial: Trial) -> dict[str, float]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| engine | batch | lowering | form | off by | overflow | shapes | files | disk, MB | open / peak, MB | cold / warm, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for one in rows:
         over = f"{one['overflow']} of {one['samples']}" if one["lowering"] == "static" else "none"
         figures = [
             f"{one['max_abs']:.1e}",
             over,
-            str(one["shapes"]),
+            f"{one['shapes']}; {one['input_shapes']}; {' '.join(map(str, one['site_shapes']))}",
             str(one["files"]),
             f"{one['bytes'] / 1e6:.1f}",
             f"{one['opened_mb']:.0f} / {one['peak_mb']:.0f}",
@@ -188,7 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON and the page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "-o", "--output", type=Path, default=ROOT / "benchmarks/results/lowerings.json", help="JSON to write (default: %(default)s)"
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "benchmarks/results/lowerings.json",
+        help="JSON to write (default: %(default)s)",
     )
     parser.add_argument("--page", type=Path, default=ROOT / "docs/lowerings.md", help="page whose table is replaced")
     parser.add_argument("--samples", type=int, default=12, help="texts of the stream (default: %(default)s)")

@@ -29,7 +29,7 @@ from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
-from tpcompile.passes.cost import polynomial
+from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
@@ -59,12 +59,14 @@ class Compiled:
         placed: masked form, the reference.
         compact: gathered form, the engine.
         dense: the baseline.
+        work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
     """
 
     subject: Subject
     placed: Program
     compact: Program
     dense: Program
+    work: Polynomial = ()
 
     @cached_property
     def twin(self) -> OnnxModel:
@@ -110,6 +112,7 @@ def compile_subject(
         dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
     else:
         dense = KeepAll()(after_pass[Recognise.name])
+    work = polynomial(dense) if compact.gathered else ()  # what merging costs is no work of the dense model
     dense = Trim()(dense)
     if dense.output_names != compact.output_names:
         raise UsageError(
@@ -117,7 +120,7 @@ def compile_subject(
             fix="pass a dense model with the same outputs",
         )
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense)
+    return Compiled(subject, placed, compact, dense, work)
 
 
 def fill(
@@ -267,7 +270,11 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
 def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec]) -> Manifest:
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
-    terms = {"paper": paper, "graph": polynomial(compact), "dense": tuple((c, ("t0",) * len(names)) for c, names in paper)}
+    terms = {
+        "paper": paper,
+        "graph": polynomial(compact),
+        "dense": compiled.work or tuple((c, ("t0",) * len(names)) for c, names in paper),
+    }
     sites = tuple(
         SiteInfo(
             name=s.name,

@@ -134,7 +134,7 @@ def _one(flops: Formulas, counts: Counts) -> Saving:
     alive = dict(zip(names, (counts.tokens, *counts.alive), strict=True))
     stored = dict(zip(names, (held, *counts.stored), strict=True))
     return Saving(
-        paper_dense=evaluate(flops.paper, full),
+        paper_dense=evaluate(flops.dense or flops.paper, full),
         paper_pruned=evaluate(flops.paper, alive),
         graph_dense=evaluate(flops.dense, dict.fromkeys(names, held)),
         graph_pruned=evaluate(flops.graph, stored),

@@ -66,7 +66,7 @@ def cut(model: OnnxModel) -> Chain:
     """Cut a graph that ``emit(program, hosted=True)`` wrote at its sites.
 
     Raises:
-        StageError: a gather of the host can be computed neither between stages nor in one.
+        StageError: a value crosses a cut whose type or rank the exporter does not say.
         EmitError: the ONNX checker refused a stage.
     """
     return _Cut(model).run()
@@ -158,9 +158,7 @@ class _Cut:
     def _gives(self, now: int) -> list[ir.Value]:
         """What a stage hands on: to the host, to later stages, to the caller."""
         made = [v for n in self.nodes if self._when(n) == now for v in n.outputs]
-        return (
-            [v for v in made if v in self.asked or any(self._when(one) != now for one in self.readers[v])] if now % 2 == 0 else []
-        )
+        return [v for v in made if v in self.asked or any(self._when(one) != now for one in self.readers[v])]
 
     def _stage(self, now: int, gives: Sequence[ir.Value]) -> OnnxModel:
         own = [n for n in self.nodes if self._when(n) == now]

@@ -154,7 +154,7 @@ def test_a_model_that_gathers_by_itself_is_one_graph() -> None:
     with pytest.raises(UsageError) as caught:
         settle(Wish(form="staged"), "onnx", alone, nothing)
     assert str(caught.value) == (
-        "the model gathers by itself: there is no site to cut it at\n  fix     leave the form at auto"
+        "a model that gathers by itself is one graph: it is not cut at its sites\n  fix     leave the form at auto"
     )
 
 
