@@ -1,6 +1,7 @@
-"""docs/add-a-method.md holds a method and its test: both are run here."""
+"""docs/add-a-method.md holds a method and its test: both are run here. docs/methods.md is the page of what was measured."""
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -41,3 +42,14 @@ def test_the_example_is_a_method(tmp_path: Path, tiny_vit: Callable[..., nn.Modu
     exec(compile(test, "add-a-method.md", "exec"), names)
     images = torch.randn(1, 3, 16, 12, generator=torch.Generator().manual_seed(5))
     names["test_loudest"](tiny_vit(), {"pixel_values": images})
+
+
+def test_the_page_of_methods_is_the_one_of_its_measurements() -> None:
+    script = _module("benchmark_methods", ROOT / "benchmarks" / "methods.py")
+    found = json.loads((ROOT / "benchmarks" / "methods.json").read_text(encoding="utf-8"))
+    assert found.keys() <= METHODS.keys()
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == script.page(found)
+    for method, entry in found.items():
+        assert all("refused" in row or row["eager"] <= 1e-5 for row in entry["families"].values()), method
+        assert all(gap <= 1e-5 for row in entry["families"].values() for gap in row.get("engines", {}).values()), method
+        assert "refused" not in entry["families"][entry["family"]]
