@@ -68,7 +68,10 @@ class Parts(Protocol):
         """Inputs by name to ``x: [B, N, C]``, the first block's input, and ``alive: bool [B, N]``, the tokens that are no padding."""
 
     def head(self, x: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """``x: [B, N, C]``, ``alive: bool [B, N]`` to the model's outputs by name."""
+        """``x: [B, N, C]``, ``alive: bool [B, N]`` to the model's outputs by name.
+
+        A model of texts takes weights in ``alive`` as well, float ``[B, N]``, 0 for dead rows: its mean over tokens is weighted then.
+        """
 
 
 def bind(inputs: Sequence[str], given: Sequence[Tensor | None], named: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

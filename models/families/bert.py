@@ -228,7 +228,7 @@ class BertParts:
         return x, alive_tokens(input_ids, inputs.get("attention_mask"))
 
     def head(self, x: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """``x: [B, N, C]``, ``alive: bool [B, N]`` to the outputs by name."""
+        """``x: [B, N, C]``, ``alive: bool [B, N]`` (or weights, see `Parts.head`) to the outputs by name."""
         return self.outputs(x, alive)
 
 

@@ -73,7 +73,7 @@ class Pooling(nn.Module):
         self.normalize = normalize
 
     def forward(self, x: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """``x: [B, N, C]``, ``alive: bool [B, N]`` to ``{"sentence_embedding": [B, C]}``."""
+        """``x: [B, N, C]``, ``alive: bool [B, N]`` or weights, float ``[B, N]``, to ``{"sentence_embedding": [B, C]}``."""
         if self.mode == "cls":
             vector = x[:, 0]
         else:

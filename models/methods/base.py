@@ -36,12 +36,14 @@ class Step(NamedTuple):
         alive: bool ``[B, N]``, the tokens that live on.
         score: ``[B, N]`` the decision came from; None where the block decides nothing.
         base: ``[B, N, C]``, the hidden states that went into ``ops.prune``; None where the block decides nothing.
+        weight: float ``[B, N]``, what each row counts in a mean over tokens, 0 where it is dead; None: living rows count alike.
     """
 
     x: Tensor
     alive: Tensor
     score: Tensor | None = None
     base: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Method(nn.Module, ABC):
@@ -151,7 +153,8 @@ class Pruned(nn.Module):
         steps: tuple[Step, ...] = self.body(x, entry)
         if self.parts.token_level:
             return self.parts.head(restored(steps, self.fill), entry)
-        return self.parts.head(steps[-1].x, steps[-1].alive)
+        last = steps[-1]
+        return self.parts.head(last.x, last.alive if last.weight is None else last.weight)
 
     @torch.no_grad()
     def trace(self, *given: Tensor | None, **named: Tensor | None) -> Trace:

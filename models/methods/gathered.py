@@ -24,6 +24,10 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Blocks = list[Annotated[int, Field(ge=0)]]
 """Numbers of blocks, the first is 0."""
 
+FAR = float("-inf")
+FAR_BEHIND = 1 << 20
+"""More than there are tokens: what puts some positions behind all others in a sort."""
+
 
 class GatheredMethod(Method):
     """A method whose ``steps`` take ``x: [B, N, C]`` and ``alive: bool [B, N]`` and return a `Step`, fewer rows behind some."""
@@ -98,6 +102,37 @@ def scored(prefix: int, score: Tensor) -> Tensor:
     return torch.cat([score.new_full((score.shape[0], prefix), math.nan), score], dim=1)
 
 
+def leading(order: Tensor, count: int) -> Tensor:
+    """The first positions of ``order: int64 [B, N]``: ``[B, count]``.
+
+    By index: a slice asks whether the count fits, which nobody can say of one that follows from a dynamic length.
+    """
+    return order.index_select(1, torch.arange(count, device=order.device))
+
+
+def odd_likeness(key: Tensor, alive: Tensor, prefix: int) -> Tensor:
+    """Cosines of the keys' means over heads, living tokens at even positions against those at odd ones; -inf elsewhere.
+
+    All positions are compared and most are masked: halves of a size that follows the data make a graph of shapes.
+
+    Args:
+        key: ``[B, H, N, D]``.
+        alive: bool ``[B, N]``.
+        prefix: leading tokens that are compared with none.
+
+    Returns:
+        ``[B, N, N]``.
+    """
+    metric = key.mean(dim=1)
+    metric = metric / metric.norm(dim=-1, keepdim=True)
+    places = torch.arange(key.shape[2], device=key.device)
+    odd = places % 2 == 1
+    free = torch.logical_and(alive, places >= prefix)
+    rows, columns = torch.logical_and(free, torch.logical_not(odd)), torch.logical_and(free, odd)
+    pairs = torch.logical_and(rows.unsqueeze(2), columns.unsqueeze(1))
+    return torch.where(pairs, metric @ metric.transpose(-1, -2), FAR)
+
+
 def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:
     """What the CLS query pays every token behind the prefix, mean over heads: ``[B, H, N, N]`` to ``[B, N - prefix]``."""
     return attention[:, :, 0, prefix:].mean(dim=1)
@@ -127,12 +162,27 @@ def check_images(method: str, parts: Parts, cls: bool = True) -> None:
             f"{method} is a method for images, and {parts.architecture} takes {parts.inputs[0]}",
             fix="use ltp, tome or zero_tprune",
         )
-    if cls and not parts.cls:
+    if cls:
+        check_cls(method, parts)
+    check_pooled(method, parts)
+
+
+def check_cls(method: str, parts: Parts) -> None:
+    """Demand a CLS token.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    if not parts.cls:
         raise UsageError(
             f"{method} scores tokens by a CLS token, and this {parts.architecture} has none",
             fix="build the model with class_token=True",
         )
-    check_pooled(method, parts)
+
+
+def is_padded(parts: Parts) -> bool:
+    """Whether inputs may hold padding: texts may, images do not."""
+    return "pixel_values" not in parts.inputs
 
 
 def check_pooled(method: str, parts: Parts) -> None:

@@ -25,11 +25,7 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import attend, check_images, check_length, hidden
-
-FAR = float("-inf")
-FAR_BEHIND = 1 << 20
-"""More than there are tokens: what puts odd positions behind even ones in a sort."""
+from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, check_images, check_length, hidden, odd_likeness
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 
@@ -110,7 +106,7 @@ class LtmpBlock(nn.Module):
             rows, size = stored[:, :, :-1] / stored[:, :, -1:], stored.select(2, -1)
             rows = ops.gathered(rows, x, index, keep, self.shown(importance))
             return Step(self.block.feed_forward(rows), living), size
-        site = self.merged(weighted, importance, self.similarity(key, alive))
+        site = self.merged(weighted, importance, odd_likeness(key, alive, self.prefix))
         keep = torch.logical_and(torch.logical_and(alive, torch.logical_not(site.gone)), self.wanted(site.importance))
         order = torch.argsort(places + FAR_BEHIND * (places % 2))
         pinned = (order < self.prefix).unsqueeze(0)
@@ -134,20 +130,6 @@ class LtmpBlock(nn.Module):
     def wanted(self, importance: Tensor) -> Tensor:
         """``[B, N]``: important enough."""
         return importance > (self.prune if self.prune is not None else FAR)
-
-    def similarity(self, key: Tensor, alive: Tensor) -> Tensor:
-        """Cosines of the keys' means over heads, ``[B, H, N, D]`` to ``[B, N, N]``: an even position against the odd ones, else -inf.
-
-        All positions are compared and most are masked: halves of a size that follows the data make a graph of shapes.
-        """
-        metric = key.mean(dim=1)
-        metric = metric / metric.norm(dim=-1, keepdim=True)
-        places = torch.arange(key.shape[2], device=key.device)
-        odd = places % 2 == 1
-        free = torch.logical_and(alive, places >= self.prefix)
-        rows, columns = torch.logical_and(free, torch.logical_not(odd)), torch.logical_and(free, odd)
-        pairs = torch.logical_and(rows.unsqueeze(2), columns.unsqueeze(1))
-        return torch.where(pairs, metric @ metric.transpose(-1, -2), FAR)
 
     def merged(self, weighted: Tensor, importance: Tensor, similarity: Tensor) -> "Merged":
         """Merge what is similar enough; see `Merged`. ``similarity: [B, N, N]``."""

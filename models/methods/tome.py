@@ -7,11 +7,17 @@ attention* the logarithm of a key's size is added to its logits. Kept tokens sta
 positions follow from: even ones that did not merge, then the odd ones.
 
 Deviations: none at batch 1 or more. Equal similarities are taken in order, where the official code leaves that to the sort; more than two
-leading tokens (registers) are protected as the CLS token and the distillation token are. For an encoder of texts (not in the paper)
-padding neither merges nor is merged into, and as many pairs merge as fit.
+leading tokens (registers) are protected as the CLS token and the distillation token are.
+
+Texts are not in the paper: there the method is carried over from images. The CLS token is protected, every other one may merge, [SEP]
+and punctuation too. Of a text of n tokens ``min(r, (n - 1) // 2)`` pairs merge in a block: at most half, where it is shorter than 2 r.
+Padding is hidden as a key, neither merges nor is merged into, and stands behind the text's own tokens, so it changes nothing: every
+text of a batch comes out as it does alone. An output that is a mean over tokens counts a merged token with its size, as if every token
+of the text were still there; for images the mean is the official code's, over rows.
 """
 
-from typing import Annotated, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -21,10 +27,21 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import attend, check_images, check_length, fetch, ranked
+from tpcompile.models.methods.gathered import (
+    FAR,
+    FAR_BEHIND,
+    attend,
+    check_length,
+    check_pooled,
+    fetch,
+    hidden,
+    is_padded,
+    leading,
+    odd_likeness,
+    ranked,
+)
 
 Count = Annotated[int, Field(ge=0)]
-FAR = float("-inf")
 
 
 class TomeParameters(base.Parameters):
@@ -55,17 +72,19 @@ class Tome(Method):
 
     def __init__(self, parts: Parts, parameters: TomeParameters) -> None:
         super().__init__(parts, parameters)
-        check_images(self.name, parts, cls=False)
-        counts = schedule(parameters, len(parts.blocks))
-        self.prop_attn = parameters.prop_attn
-        self.steps = nn.ModuleList(TomeBlock(block, parts.prefix, r) for block, r in zip(parts.blocks, counts, strict=True))
+        check_pooled(self.name, parts)
+        self.prefix, self.merges = parts.prefix, schedule(parameters, len(parts.blocks))
+        self.stored, kind = (rows_enough, TextBlock) if is_padded(parts) else (rows_left, TomeBlock)
+        self.steps = nn.ModuleList(
+            kind(block, parts.prefix, r, parameters.prop_attn) for block, r in zip(parts.blocks, self.merges, strict=True)
+        )
 
     def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
-        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``, all True; what each returned, in order."""
+        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``, all True for images; what each returned, in order."""
         steps: list[Step] = []
         size: Tensor | None = None
-        for layer in self.steps:
-            step, size = layer(x, alive, size, self.prop_attn)
+        for layer, count in zip(self.steps, self.stored(x.shape[1], self.prefix, self.merges), strict=True):
+            step, size = layer(x, alive, size, count)
             steps.append(step)
             x, alive = step.x, step.alive
         return tuple(steps)
@@ -74,22 +93,22 @@ class Tome(Method):
 class TomeBlock(nn.Module):
     """A block that merges up to r pairs."""
 
-    def __init__(self, block: Block, prefix: int, r: int) -> None:
+    def __init__(self, block: Block, prefix: int, r: int, prop_attn: bool) -> None:
         super().__init__()
-        self.block, self.prefix, self.r = block, prefix, r
+        self.block, self.prefix, self.r, self.prop_attn = block, prefix, r, prop_attn
 
-    def forward(self, x: Tensor, alive: Tensor, size: Tensor | None, prop_attn: bool) -> tuple[Step, Tensor | None]:
+    def forward(self, x: Tensor, alive: Tensor, size: Tensor | None, count: int) -> tuple[Step, Tensor | None]:
         """Run the block.
 
         Args:
             x: ``[B, N, C]``.
             alive: bool ``[B, N]``, all True.
             size: float ``[B, N, 1]``, tokens of the input in each; None: one each.
-            prop_attn: see `TomeParameters`.
+            count: rows to leave.
         """
-        bias = size.log().transpose(1, 2).unsqueeze(1) if prop_attn and size is not None else None
+        bias = size.log().transpose(1, 2).unsqueeze(1) if self.prop_attn and size is not None else None
         x, _, key = attend(self.block, x, bias)
-        r = min(self.r, (x.shape[1] - self.prefix) // 2)
+        r = x.shape[1] - count
         if r == 0:
             return Step(self.block.feed_forward(x), alive), size
         similarity = likeness(key, self.prefix)
@@ -100,6 +119,37 @@ class TomeBlock(nn.Module):
         rows, sizes = pairs.merge(x, size)
         rows = ops.gathered(rows, x, pairs.stored(x), into=pairs.into(x))
         return Step(self.block.feed_forward(rows), torch.ones_like(rows.select(2, 0), dtype=torch.bool)), sizes
+
+
+class TextBlock(TomeBlock):
+    """The same over tokens of which some are padding. How many rows are stored follows from the padded length alone."""
+
+    def forward(self, x: Tensor, alive: Tensor, size: Tensor | None, count: int) -> tuple[Step, Tensor | None]:
+        """Run the block; dead rows stand behind all others, here and in what is returned.
+
+        Args:
+            x: ``[B, N, C]``.
+            alive: bool ``[B, N]``.
+            size: float ``[B, N, 1]``, tokens of the input in each; None: one each.
+            count: rows to store, at least the living ones.
+        """
+        bias = hidden(alive, size.squeeze(2).log() if self.prop_attn and size is not None else 0.0)
+        x, _, key = attend(self.block, x, bias)
+        size = torch.ones_like(x[:, :, :1]) if size is None else size
+        if self.r == 0:
+            return Step(self.block.feed_forward(x), alive, weight=torch.where(alive, size.squeeze(2), 0.0)), size
+        places = torch.arange(x.shape[1], device=x.device)
+        score, match = odd_likeness(key, alive, self.prefix).max(dim=-1)
+        gone = torch.logical_and(score > FAR, ops.rank(score) < self.r)
+        into = torch.where(gone, match, places)
+        late = places % 2 + 2 * torch.logical_not(alive).to(torch.int64) + 4 * gone.to(torch.int64)
+        index = leading(torch.argsort(places + FAR_BEHIND * late, dim=1), count)
+        chosen = (into.unsqueeze(1) == index.unsqueeze(2)).to(x.dtype)
+        sums = chosen @ torch.cat([x * size, size], dim=2)
+        keep = torch.logical_and(alive, torch.logical_not(gone))
+        sizes, living = sums[:, :, -1:].clamp(min=1.0), keep.gather(1, index)  # a row that is stored though merged holds nothing
+        rows = ops.gathered(sums[:, :, :-1] / sizes, x, index, keep, into=into)
+        return Step(self.block.feed_forward(rows), living, weight=torch.where(living, sizes.squeeze(2), 0.0)), sizes
 
 
 class Pairs(NamedTuple):
@@ -153,6 +203,33 @@ def likeness(key: Tensor, prefix: int) -> Tensor:
     columns = torch.arange(odd.shape[1], device=key.device) * 2 + 1 < prefix
     masked: Tensor = similarity.masked_fill(torch.logical_or(rows, columns), FAR)
     return masked
+
+
+def rows_left(tokens: int, prefix: int, merges: Sequence[int]) -> list[int]:
+    """Rows behind each block: r fewer, or half of those that may merge."""
+    left = [tokens]
+    for r in merges:
+        left.append(left[-1] - min(r, (left[-1] - prefix) // 2))
+    return left[1:]
+
+
+def rows_enough(tokens: int, prefix: int, merges: Sequence[int]) -> list[int]:
+    """Rows to store behind each block: no fewer than `rows_left`, and as many while the largest r of tokens may still merge.
+
+    A block that is cut short leaves at most r tokens that may merge: so many are stored from there on. `rows_left` itself would name the
+    length twice in every block, which of a dynamic length makes terms that double with the depth.
+    """
+    greater: Any = torch.sym_max  # untyped in torch
+    smaller: Any = torch.sym_min
+    free, most, gone = tokens - prefix, 0, 0
+    enough = 0
+    rows: list[int] = []
+    for r in merges:
+        gone += r
+        if r > most:
+            enough, most = smaller(rows[-1] - prefix if rows else free, r), r
+        rows.append(prefix + greater(free - gone, enough))
+    return rows
 
 
 def schedule(parameters: TomeParameters, depth: int) -> list[int]:

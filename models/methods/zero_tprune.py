@@ -12,10 +12,16 @@ No code exists, and some details could not be read. Choices of ours, each a reco
 variance is held against ``v_min`` and ``v_max`` (on scores that sum to 1 the published bounds exclude every head), and where no head is
 left, all count; keys are those of all heads side by side; in *I* the tokens that *S* dropped cast no vote and get none, and the votes of
 the others are scaled to sum to 1; the places and counts of the stages are parameters, in shares of the tokens.
+
+Texts are not in the paper: there the method is carried over from images, with the attention and the keys of the text. The shares are of
+the text's own tokens behind CLS ([SEP] is one of them), so counts follow from its length. Padding is hidden as a key, casts no vote and
+gets none, has no double and is none, and stands behind the kept tokens, so it changes nothing: every text of a batch comes out as it
+does alone. An output that is a mean over tokens is the mean of those that stay.
 """
 
 import math
-from typing import Annotated, ClassVar
+from fractions import Fraction
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,17 +32,27 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Step
 from tpcompile.models.methods.gathered import (
+    FAR,
+    FAR_BEHIND,
     GatheredMethod,
     Plain,
     Rate,
     attend,
     behind,
     check_blocks,
-    check_images,
+    check_cls,
+    check_pooled,
     fetch,
+    hidden,
+    is_padded,
+    leading,
     ranked,
     scored,
 )
+
+Number = TypeVar("Number", int, Tensor)
+LEAST = Fraction(1, 10**6)
+"""The steps that shares are counted in."""
 
 
 class Stage(BaseModel):
@@ -81,11 +97,15 @@ class ZeroTprune(GatheredMethod):
 
     def __init__(self, parts: Parts, parameters: ZeroTpruneParameters) -> None:
         super().__init__(parts, parameters)
-        check_images(self.name, parts, cls=parameters.cls_boost)
+        if parameters.cls_boost:
+            check_cls(self.name, parts)
+        check_pooled(self.name, parts)
         check_blocks("stages.block", [stage.block for stage in parameters.stages], len(parts.blocks))
         stages = {stage.block: stage for stage in parameters.stages}
+        pads = is_padded(parts)
+        kind = TextPruning if pads else Pruning
         self.steps = nn.ModuleList(
-            Pruning(block, parts.prefix, stages[number], parameters) if number in stages else Plain(block)
+            kind(block, parts.prefix, stages[number], parameters) if number in stages else Plain(block, hides=pads)
             for number, block in enumerate(parts.blocks)
         )
 
@@ -101,9 +121,7 @@ class Pruning(nn.Module):
         """``x: [B, N, C]``, ``alive: bool [B, N]``, all True, to ``[B, K, C]``."""
         x, attention, key = attend(self.block, x)
         x = self.block.feed_forward(x)
-        tokens = x.shape[1] - self.prefix
-        similar = int(self.stage.similar * tokens)
-        kept = max(1, math.ceil(self.stage.keep * (tokens - similar)))
+        similar, kept = counts(self.stage, x.shape[1] - self.prefix)
         left = self.distinct(attention, key, similar)
         score = self.rank(attention * left.to(x.dtype)[:, None, None, :], self.stage.iterations, left)
         open_ = torch.where(left, score, -1.0)[:, self.prefix :]
@@ -150,3 +168,51 @@ class Pruning(nn.Module):
         counts = torch.logical_and(spread >= self.options.v_min, spread <= self.options.v_max)
         counts = torch.logical_or(counts, torch.logical_not(counts.any(dim=1, keepdim=True))).to(score.dtype).unsqueeze(2)
         return ((score.square() * counts).sum(dim=1) / counts.sum(dim=1)).sqrt()
+
+
+class TextPruning(Pruning):
+    """The same over tokens of which some are padding. How many rows are stored follows from the padded length alone."""
+
+    def forward(self, x: Tensor, alive: Tensor) -> Step:
+        """``x: [B, N, C]``, ``alive: bool [B, N]`` to ``[B, K, C]``, dead rows behind the others."""
+        x, attention, key = attend(self.block, x, hidden(alive))
+        x = self.block.feed_forward(x)
+        places = torch.arange(x.shape[1], device=x.device)
+        words = torch.logical_and(alive, places >= self.prefix)
+        similar, kept = counts(self.stage, words.sum(dim=1, keepdim=True))
+        left = torch.logical_and(alive, torch.logical_not(self.doubles(attention, key, alive, words, similar)))
+        score = self.rank(attention * left.to(x.dtype)[:, None, None, :], self.stage.iterations, left)
+        judged = torch.logical_and(left, words)
+        best = torch.logical_and(judged, ops.rank(torch.where(judged, score, FAR)) < kept)
+        keep = torch.logical_or(best, torch.logical_and(alive, places < self.prefix))
+        order = torch.argsort(places + FAR_BEHIND * torch.logical_not(keep).to(torch.int64), dim=1)
+        index = leading(order, self.prefix + counts(self.stage, x.shape[1] - self.prefix)[1])
+        rows = ops.gathered(fetch(x, index), x, index, keep, torch.where(judged, score, math.nan))
+        return Step(rows, keep.gather(1, index))
+
+    def doubles(self, attention: Tensor, key: Tensor, alive: Tensor, words: Tensor, similar: Tensor) -> Tensor:
+        """*I'* and *S* over ``words: bool [B, N]``, of which ``similar: int64 [B, 1]`` go: bool ``[B, N]``, True for those."""
+        if self.stage.similar == 0:
+            return torch.zeros_like(words)
+        rank = ops.rank(torch.where(words, self.rank(attention, 1, alive), FAR))
+        upper = rank < (words.sum(dim=1, keepdim=True) + 1) // 2
+        above, below = torch.logical_and(words, upper), torch.logical_and(words, torch.logical_not(upper))
+        features = nn.functional.normalize(key.transpose(1, 2).flatten(2), dim=-1)
+        pairs = torch.logical_and(below.unsqueeze(2), above.unsqueeze(1))
+        likeness = torch.where(pairs, features @ features.transpose(-1, -2), FAR).amax(dim=-1)
+        return torch.logical_and(below, ops.rank(likeness) < similar)
+
+
+def counts(stage: Stage, tokens: Number) -> tuple[Number, Number]:
+    """How many of so many tokens *S* drops, and how many of the others *I* keeps: the floor and the ceiling of their shares.
+
+    In whole numbers, a share to its millionth: a dynamic length, an int64 tensor of lengths and a number come to the same counts.
+    """
+    left = share_of(1 - Fraction(str(stage.similar)), tokens)
+    return tokens - left, share_of(Fraction(str(stage.keep)), left)
+
+
+def share_of(share: Fraction, tokens: Number) -> Number:
+    """A share of so many tokens, rounded up. No number is negative: engines divide those towards zero."""
+    part = max(share.limit_denominator(LEAST.denominator), LEAST)
+    return (tokens * part.numerator + part.denominator - 1) // part.denominator

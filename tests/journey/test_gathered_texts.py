@@ -1,0 +1,87 @@
+"""ToMe and Zero-TPrune on texts, compiled: every runtime, every length from one graph, with padding, in batches, as a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tpcompile
+from tpcompile import models
+from tpcompile.backends import backend, backends
+from tpcompile.emit import emit
+from tpcompile.models.library import transformers
+
+TARGETS = [name for name in ("onnx", "openvino") if name in backends() and backends()[name].probe().ok]
+STAGES = [
+    {"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75},
+    {"block": 1, "iterations": 1, "similar": 0.0, "keep": 0.5},
+]
+CASES: dict[str, dict[str, Any]] = {"tome": {"r": 3}, "zero_tprune": {"stages": STAGES}}
+LENGTHS = ((2, 0), (5, 0), (9, 3), (14, 0), (20, 1))
+"""Tokens of a text, and pads behind them."""
+
+
+def encoder() -> nn.Module:
+    """A sentence encoder of 2 layers, width 24 and 3 heads."""
+    library = transformers()
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    config = library.BertConfig(vocab_size=60, max_position_embeddings=32, attn_implementation="eager", **sizes)
+    torch.manual_seed(7)
+    model = library.BertModel(config)
+    for name, weight in model.named_parameters():
+        if not name.endswith("LayerNorm.weight"):
+            nn.init.normal_(weight, std=0.3)
+    return models.SentenceEncoder(model.eval())
+
+
+def text(length: int, pads: int = 0) -> dict[str, Tensor]:
+    ids = torch.randint(5, 60, (1, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    tail = torch.zeros(1, pads, dtype=torch.int64)
+    return {"input_ids": torch.cat([ids, tail], dim=1), "attention_mask": torch.cat([mask, tail], dim=1)}
+
+
+def dynamic(*dims: str) -> dict[str, dict[int, str]]:
+    return {name: dict(enumerate(dims, 2 - len(dims))) for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("method", CASES)
+@torch.no_grad()
+def test_engines_equal_eager(method: str, tmp_path: Path) -> None:
+    """Of padded texts, too, what the eager model makes of the text alone; and nothing in the graph depends on data."""
+    model = models.prune(encoder(), method, **CASES[method])
+    written = emit(tpcompile.lower(model, text(9), dynamic=dynamic("seq")))
+    written.save(tmp_path / "model.onnx")
+    assert "NonZero" not in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    for target in TARGETS:
+        (tmp_path / target).mkdir()
+        backend(target).build(tmp_path / "model.onnx", tmp_path / target, "fp32")
+        with backend(target).open(tmp_path / target, taps=written.taps, threads=1, precision="fp32") as session:
+            for length, pads in LENGTHS:
+                values = session.run({name: value.numpy() for name, value in text(length, pads).items()})
+                alone = model.trace(text(length)["input_ids"])
+                want = alone.outputs["sentence_embedding"].numpy()
+                np.testing.assert_allclose(values["sentence_embedding"], want, rtol=0, atol=1e-5)
+                assert [int(values[f"site{i}.keep"].sum()) for i in (0, 1)] == [int(kept.sum()) for kept in alone.kept]
+
+
+@torch.no_grad()
+def test_batches_of_mixed_lengths() -> None:
+    model = models.prune(encoder(), "tome", r=3)
+    rows = [text(length, 16 - length) for length in (16, 3, 9)]
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    program = tpcompile.lower(model, batch, dynamic=dynamic("batch", "seq"), batch="ragged")
+    alone = torch.cat([model(text(length)["input_ids"])["sentence_embedding"] for length in (16, 3, 9)])
+    torch.testing.assert_close(program(**batch)["sentence_embedding"], alone, rtol=0, atol=1e-5)
+
+
+def test_bundle(bert_folder: Path, tmp_path: Path) -> None:
+    """The whole way from a directory: the bundle brings reference and dense model, and `validate` knows its sites."""
+    bundle = tpcompile.export(bert_folder, out=tmp_path / "out", method="tome", parameters={"r": 4})
+    assert (bundle.manifest.lowering, bundle.manifest.form) == ("static", "single")
+    assert [site.form for site in bundle.manifest.sites] == ["merged"] * 3
+    assert tpcompile.validate(bundle.path).verdict == "PASSED"
