@@ -37,8 +37,8 @@ class Predictor(nn.Module):
 
 def parts_of(weights: Mapping[str, Tensor], width: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of all predictors of a model, as many as ``weights`` tells of."""
-    stages = 1 + max(int(name.split(".")[1]) for name in weights)
-    predictors = nn.ModuleList(Predictor(width) for _ in range(stages))
+    stages = {name.split(".")[1] for name in weights}  # a number that is out of the row, or no number, has no place among them
+    predictors = nn.ModuleList(Predictor(width) for _ in range(max(1, sum(map(str.isdigit, stages)))))
     return {f"{ATTRIBUTE}.{name}": tuple(weight.shape) for name, weight in predictors.state_dict().items()}
 
 

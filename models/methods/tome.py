@@ -42,6 +42,8 @@ from tpcompile.models.methods.gathered import (
 )
 
 Count = Annotated[int, Field(ge=0)]
+NO_COSINE = -2.0
+"""Below every cosine, and above what OpenVINO makes of the maximum of nothing but -inf: the least finite number."""
 
 
 class TomeParameters(base.Parameters):
@@ -140,7 +142,7 @@ class TextBlock(TomeBlock):
             return Step(self.block.feed_forward(x), alive, weight=torch.where(alive, size.squeeze(2), 0.0)), size
         places = torch.arange(x.shape[1], device=x.device)
         score, match = odd_likeness(key, alive, self.prefix).max(dim=-1)
-        gone = torch.logical_and(score > FAR, ops.rank(score) < self.r)
+        gone = torch.logical_and(score > NO_COSINE, ops.rank(score) < self.r)
         into = torch.where(gone, match, places)
         late = places % 2 + 2 * torch.logical_not(alive).to(torch.int64) + 4 * gone.to(torch.int64)
         index = leading(torch.argsort(places + FAR_BEHIND * late, dim=1), count)

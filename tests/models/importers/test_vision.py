@@ -81,36 +81,89 @@ def test_ltmp(weights: Weights) -> None:
 
 
 def test_what_no_checkpoint_records_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="does not record its keep rate") as caught:
-        evit.demand({})
-    assert "--param base_keep_rate=0.7" in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        evit.demand({"drop_loc": [3]})
+    assert caught.value.exit_code == 2
+    assert str(caught.value) == (
+        "an EViT checkpoint does not record its keep rate\n"
+        "  fix     add --param base_keep_rate=0.7 (and --param drop_loc=[3,6,9]), as the checkpoint was trained"
+    )
     evit.demand({"base_keep_rate": 0.7})
-    with pytest.raises(UsageError, match="does not record its keep ratio") as caught:
+    with pytest.raises(UsageError) as caught:
         dynamicvit.demand({"prune_loc": [3]})
-    assert "--param keep_ratio=0.7" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert str(caught.value) == (
+        "a checkpoint of DynamicViT or dTPS does not record its keep ratio\n"
+        "  fix     add --param keep_ratio=0.7 (and --param prune_loc=[3,6,9]), as the checkpoint was trained"
+    )
     dynamicvit.demand({"keep_ratio": 0.7})
     ltmp.demand({})
 
 
-def test_refused_weights(weights: Weights) -> None:
-    cases: list[tuple[Weights, dict[str, Any], str]] = [
-        ({n: w for n, w in weights.items() if n != "pos_embed"}, CONFIG, "weights are missing for pos_embed"),
-        ({n: w for n, w in weights.items() if n != "norm.bias"}, CONFIG, "weights are missing for norm.bias"),
-        (weights | {"fc_norm.weight": torch.ones(24)}, CONFIG, "weights without a place: fc_norm.weight"),
-        (weights | {"norm.bias": torch.zeros(7)}, CONFIG, r"norm.bias has shape \[7\], the other weights ask for \[24\]"),
-        (weights | {"dist_token": torch.zeros(1, 1, 24)}, CONFIG, "the checkpoint has a distillation token"),
-        (weights, {}, "the weights do not tell the number of heads: the width is 24, num_heads None"),
-        (weights, {"num_heads": 5}, "the width is 24, num_heads 5"),
-    ]
-    for given, config, message in cases:
-        with pytest.raises(ModelError, match=message):
-            evit.read(given, config)
+SAVED = "pass the checkpoint as the official code saved it"
+PLAIN = f"{SAVED}, of a DeiT without LayerScale"
+STATE = "pass the state dict of a DeiT, the part of the checkpoint under 'model'"
+HEADS = 'put "num_heads" into config.json'
+DIST = "pass a checkpoint without one: pruning methods start from it"
+REFUSED: dict[str, tuple[tuple[str, ...], Weights, dict[str, Any], str, str]] = {
+    "positions": (("pos_embed",), {}, CONFIG, "weights are missing for pos_embed", STATE),
+    "wrapped": (
+        ("pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"),
+        {},
+        CONFIG,
+        "weights are missing for patch_embed.proj.weight, pos_embed, cls_token and 1 more",
+        STATE,
+    ),
+    "missing": (("norm.bias",), {}, CONFIG, "weights are missing for norm.bias", PLAIN),
+    "foreign": ((), {"blocks.0.ls1.gamma": torch.ones(24)}, CONFIG, "weights without a place: blocks.0.ls1.gamma", PLAIN),
+    "shape": ((), {"norm.bias": torch.zeros(7)}, CONFIG, "norm.bias has shape [7], the other weights ask for [24]", SAVED),
+    "distilled": ((), {"dist_token": torch.zeros(1, 1, 24)}, CONFIG, "the checkpoint has a distillation token", DIST),
+    "heads": ((), {}, {}, "the weights do not tell the number of heads: the width is 24, num_heads None", HEADS),
+    "uneven": ((), {}, {"num_heads": 5}, "the weights do not tell the number of heads: the width is 24, num_heads 5", HEADS),
+}
+"""Case -> weights left out, weights put in, the config; what is said, and the fix."""
+
+
+@pytest.mark.parametrize("importer", [evit, dynamicvit], ids=["evit", "dynamicvit"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_weights(case: str, importer: Any, weights: Weights) -> None:
+    without, more, config, message, fix = REFUSED[case]
+    given = {name: weight for name, weight in (weights | more).items() if name not in without}
+    own = _predictors() if importer is dynamicvit else {}
+    with pytest.raises(ModelError) as caught:
+        importer.read(given | own, config)
+    assert caught.value.exit_code == 4
+    assert str(caught.value) == f"{message}\n  fix     {fix}"
+
+
+@pytest.mark.parametrize(
+    ("without", "more", "message"),
+    [
+        ("1.out_conv.4.bias", {}, "predictor weights are missing for score_predictor.1.out_conv.4.bias"),
+        ("", {"0.extra": torch.zeros(1)}, "predictor weights have no place: score_predictor.0.extra"),
+        ("", {"0.out_conv.4.bias": torch.zeros(3)}, "predictor weights have another shape: score_predictor.0.out_conv.4.bias"),
+        ("1.in_conv.0.weight", {"0.extra": torch.zeros(1)}, "predictor weights are missing for score_predictor.1.in_conv.0.weight"),
+    ],
+    ids=["missing", "foreign", "shape", "both"],
+)
+def test_refused_predictors(without: str, more: Weights, message: str, weights: Weights) -> None:
+    own = _predictors() | {f"{ATTRIBUTE}.{name}": weight for name, weight in more.items()}
+    own = {name: weight for name, weight in own.items() if name != f"{ATTRIBUTE}.{without}"}
+    with pytest.raises(ModelError) as caught:
+        dynamicvit.read(weights | own, CONFIG)
+    assert caught.value.exit_code == 4
+    assert str(caught.value) == f"{message}\n  fix     {SAVED}"
+
+
+def test_predictors_without_a_number_or_out_of_the_row_are_refused(weights: Weights) -> None:
     own = _predictors()
-    missing = {n: w for n, w in own.items() if n != f"{ATTRIBUTE}.1.out_conv.4.bias"}
+    first = f"{ATTRIBUTE}.0.in_conv.0.bias, {ATTRIBUTE}.0.in_conv.0.weight, {ATTRIBUTE}.0.in_conv.1.bias and"
+    far = {name.replace(f"{ATTRIBUTE}.1.", f"{ATTRIBUTE}.1000000000."): weight for name, weight in own.items()}
     for predictors, message in (
-        (missing, "predictor weights are missing for score_predictor.1.out_conv.4.bias"),
-        (own | {f"{ATTRIBUTE}.0.extra": torch.zeros(1)}, "predictor weights have no place: score_predictor.0.extra"),
-        (own | {f"{ATTRIBUTE}.0.out_conv.4.bias": torch.zeros(3)}, "predictor weights have another shape: score_predictor.0"),
+        (own | {f"{ATTRIBUTE}.extra": torch.zeros(1)}, f"predictor weights have no place: {ATTRIBUTE}.extra"),
+        (far, f"predictor weights are missing for {first.replace('.0.in', '.1.in')} {len(own) // 2 - 3} more"),
+        ({}, f"predictor weights are missing for {first} {len(own) // 2 - 3} more"),
     ):
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError) as caught:
             dynamicvit.read(weights | predictors, CONFIG)
+        assert str(caught.value) == f"{message}\n  fix     {SAVED}"
