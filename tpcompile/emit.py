@@ -10,8 +10,9 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import fx
 from torch.export import ExportedProgram
+from torch.onnx._internal import _lazy_import
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
@@ -35,6 +37,8 @@ aten = torch.ops.aten
 OPSET = 23
 NODE = re.compile(r"translating node %(\w+)")
 """How torch.onnx names what it could not translate."""
+LIBRARY: Any = _lazy_import.onnxscript_apis  # type: ignore[attr-defined]  # a lazy module: what it holds is not typed
+ASK: Callable[[], Iterable[Any]] = LIBRARY.get_torchlib_ops
 PLAIN_NAMES: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor, aten.__xor__.Tensor: aten.bitwise_xor.Tensor
 }  # fmt: skip
@@ -82,7 +86,7 @@ def emit(program: Program, hosted: bool = False) -> OnnxModel:
     tapped, taps = _with_taps(program)
     dynamic = {d for spec in program.inputs for d in spec.shape if isinstance(d, str)}
     try:
-        with tracing(), quiet():
+        with tracing(), quiet(), listed_once():
             exported = torch.onnx.export(
                 _Plain.of(tapped.exported),
                 dynamo=True,
@@ -161,6 +165,25 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextlib.contextmanager
+def listed_once() -> Iterator[None]:
+    """Keep torch.onnx's list of translations from one export to the next.
+
+    Each export asks for it anew, and the source of some 500 functions is read for it: a second. The function that makes the list is
+    exchanged for one that remembers, and put back at the end.
+    """
+    LIBRARY.get_torchlib_ops = _translations
+    try:
+        yield
+    finally:
+        LIBRARY.get_torchlib_ops = ASK
+
+
+@cache
+def _translations() -> tuple[Any, ...]:
+    return tuple(ASK())
 
 
 def _with_taps(program: Program) -> tuple[Program, tuple[str, ...]]:
