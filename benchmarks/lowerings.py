@@ -27,8 +27,9 @@ from tpcompile import build
 from tpcompile.bundle import read
 from tpcompile.data import load_data
 from tpcompile.demo import model_folder
-from tpcompile.engine import Kept, compose, load
+from tpcompile.engine import load
 from tpcompile.errors import TpcompileError
+from tpcompile.kept import Kept, compose
 from tpcompile.plan import FORMS, LOWERINGS, STEP, Plan, calibrate
 from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.subject import subject_of

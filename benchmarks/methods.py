@@ -2,6 +2,7 @@
 
     python benchmarks/methods.py                   every method, about half an hour on two cores; what is known already is kept
     python benchmarks/methods.py --only evit       one method again
+    python benchmarks/methods.py --time            dense and pruned engines at the recipes' own shapes in turns, where FLOPs are known
     python benchmarks/methods.py --page            the page alone, from benchmarks/methods.json
 
 A method is held against each family on a small random model of the recipe's depth: lowered, built for every backend, and run on a few
@@ -12,8 +13,10 @@ ratio is given only where counts do not depend on them.
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +28,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tpcompile
-from tpcompile import models
+from tpcompile import build, models
+from tpcompile import bundle as bundles
 from tpcompile.backends import backends
 from tpcompile.emit import emit
-from tpcompile.engine import compose
+from tpcompile.engine import Engine
 from tpcompile.errors import TpcompileError, first_line
+from tpcompile.kept import compose
 from tpcompile.models import METHODS
 from tpcompile.models.library import timm, transformers
 from tpcompile.models.methods import predictor, transkimmer
 from tpcompile.recipe import Recipe, shipped
+from tpcompile.subject import subject_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUND, PAGE = ROOT / "benchmarks" / "methods.json", ROOT / "docs" / "methods.md"
-SAMPLES = 3
+SAMPLES, ROUNDS = 3, 12
+TARGETS = ("onnx", "openvino")
 TOKENS = 256
 """Of a text: the longest that the recipes are for."""
 
@@ -126,6 +133,38 @@ def ratio(method: str, recipe: Recipe) -> float:
     return flops(lambda: pruned.dense(**given)) / flops(lambda: program(**given))
 
 
+def speedups(method: str, recipe: Recipe) -> dict[str, float]:
+    """Backend -> time of the dense engine over that of the pruned one, medians of runs in turns, one thread, the recipe's own shape."""
+    family, shape = HEADLINE[recipe.model or ""]
+    given = samples(family, shape)
+    compiled = build.compile_subject(
+        subject_of(models.prune(FAMILIES[family](shape), method, **recipe.parameters), given[0], None, None, None)
+    )
+    found = {}
+    for target in TARGETS:
+        with tempfile.TemporaryDirectory() as scratch:
+            with bundles.stage(Path(scratch) / "out") as folder:
+                build.fill(folder, compiled, target)
+            with (
+                tpcompile.load(Path(scratch) / "out", threads=1) as pruned,
+                tpcompile.load(Path(scratch) / "out/dense", threads=1) as dense,
+            ):
+                times = turns((dense, pruned), [{name: value.numpy() for name, value in inputs.items()} for inputs in given])
+        found[target] = statistics.median(times[0]) / statistics.median(times[1])
+    return found
+
+
+def turns(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Seconds of every run of every engine: A B B A, the first round left out."""
+    times: list[list[float]] = [[] for _ in engines]
+    for feed in [feeds[i % len(feeds)] for i in range(ROUNDS + 1)]:
+        for i in (*range(len(engines)), *reversed(range(len(engines)))):
+            begin = time.perf_counter()
+            engines[i](**feed)
+            times[i].append(time.perf_counter() - begin)
+    return [one[2:] for one in times]
+
+
 def measured(method: str, family: str, recipe: Recipe) -> dict[str, Any]:
     """One method on one family, through every backend; ``refused`` where that is not possible, and why."""
     shape = Shape(SMALL.width, SMALL.heads, SMALL.inner, SMALL.image, SMALL.patch, depth(recipe))
@@ -146,7 +185,7 @@ def measured(method: str, family: str, recipe: Recipe) -> dict[str, Any]:
     free = any(node.op_type == "NonZero" for node in written.model.graph)
     engines = {}
     for target in backends():
-        if target in ("onnx", "openvino") and backends()[target].probe().ok:
+        if target in TARGETS and backends()[target].probe().ok:
             gaps = [far(got, want[name]) for got, want in zip(engine(target, written, given, name), runs, strict=True)]
             engines[target] = max(gaps)
     return {
@@ -207,9 +246,11 @@ def page(document: Mapping[str, Any]) -> str:
         f"  {SAMPLES} inputs, float32. The law is 1e-5.",
         "- *FLOPs*: dense over compiled, counted in the graph at the recipe's own shape (DeiT-S at 224 pixels, BERT-base at 256",
         "  tokens). Where counts go by content it follows trained weights and data, and is left out.",
+        "- *realised*: how much of that is time, ONNX Runtime and OpenVINO: dense over pruned engine in turns, batch 1, one thread of a",
+        "  shared machine, over the FLOPs ratio.",
         "",
-        "| method | family | form | sites | count | eager | ONNX Runtime | OpenVINO | recipe | FLOPs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | family | form | sites | count | eager | ONNX Runtime | OpenVINO | recipe | FLOPs | realised |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows, refusals = [], []
     for method, entry in document.items():
@@ -219,10 +260,11 @@ def page(document: Mapping[str, Any]) -> str:
                 continue
             gaps = [
                 f"{found['eager']:.0e}",
-                *(f"{found['engines'][t]:.0e}" if t in found["engines"] else "-" for t in ("onnx", "openvino")),
+                *(f"{found['engines'][t]:.0e}" if t in found["engines"] else "-" for t in TARGETS),
             ]
             own = family == entry["family"]
             saved = f"/{entry['ratio']:.2f}" if own and entry["ratio"] and found["counts"] != "by content" else ""
+            realised = [f"{speedup / entry['ratio']:.2f}" for speedup in entry.get("speedups", {}).values()] if saved else []
             form = "gathered" if found["gathered"] else "masked"
             cells = [
                 f"`{method}`",
@@ -233,6 +275,7 @@ def page(document: Mapping[str, Any]) -> str:
                 *gaps,
                 f"`{entry['recipe']}`" if own else "",
                 saved,
+                ", ".join(realised),
             ]
             rows.append(f"| {' | '.join(cells)} |")
     left = [f"`{method}` on {family}" for method, family in missing(document)]
@@ -245,12 +288,18 @@ def main(arguments: Sequence[str]) -> int:
     """Measure what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=list(METHODS), action="append", help="measure this method again")
+    parser.add_argument("--time", action="store_true", help="time the engines of what is known, at the recipes' own shapes")
     parser.add_argument("--page", action="store_true", help="write the page from what is known")
     options = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
     for method in options.only or ():
         known.pop(method, None)
-    for method, family in [] if options.page else missing(known):
+    for method, entry in known.items() if options.time else ():
+        if entry["ratio"]:
+            print(f"{method}: {entry['recipe']}, time", file=sys.stderr, flush=True)
+            entry["speedups"] = speedups(method, recipes()[method][1])
+            FOUND.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    for method, family in [] if options.page or options.time else missing(known):
         name, recipe = recipes()[method]
         print(f"{method}: {name} on {family}", file=sys.stderr, flush=True)
         entry = known.setdefault(

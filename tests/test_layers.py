@@ -25,7 +25,7 @@ ROWS = (
     ("passes.canonicalize", "passes.mark", "passes.place", "passes.compact", "passes.cleanup", "passes.dense", "passes.lower"),
     ("passes.recognise", "passes.optimize"),
     ("passes", "backends"),
-    ("bundle", "agreement", "chain", "keptsets", "probes", "stages"),
+    ("bundle", "agreement", "chain", "kept", "keptsets", "probes", "stages"),
     ("engine",),
     ("parity", "latency", "subject"),
     ("report", "differ", "watch", "plan"),

@@ -22,9 +22,9 @@ from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.engine import compose
 from tpcompile.errors import UsageError
 from tpcompile.images import CONFIG
+from tpcompile.kept import compose
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline

@@ -123,7 +123,9 @@ class _Plain(ExportedProgram):
         return plain
 
     def run_decompositions(
-        self, decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None, decompose_custom_triton_ops: bool = False
+        self,
+        decomp_table: dict[torch._ops.OperatorBase, Callable[..., Any]] | None = None,
+        decompose_custom_triton_ops: bool = False,
     ) -> ExportedProgram:
         """Decompose what the table names; the program itself where it names nothing in it."""
         targets = {node.target for node in self.graph.nodes if node.op == "call_function"}

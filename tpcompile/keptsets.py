@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class KeptSets(Protocol):
-    """What an engine kept of one input; see ``tpcompile.engine.Kept``."""
+    """What an engine kept of one input; see ``tpcompile.kept.Kept``."""
 
     @property
     def masks(self) -> tuple[NDArray[np.bool_], ...]:

@@ -34,7 +34,9 @@ def keep_notes(model: ir.Model) -> None:
             node.metadata_props[TRACE] = line
 
 
-def name_values(model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str], retraced: bool = True) -> None:
+def name_values(
+    model: ir.Model, program: Program, exported: ExportedProgram, fixed: Collection[str], retraced: bool = True
+) -> None:
     """Rename the values between inputs and outputs, and the weights that the exporter turned round.
 
     Args:

@@ -111,7 +111,9 @@ class Plan:
 
 RULES: Mapping[str, Plan] = {
     "onnx": Plan(reason="rule: ONNX Runtime pays nothing for a new shape, and every row that is stored costs"),
-    "openvino": Plan(reason="rule: one graph is faster than stages; whether buckets pay depends on how often shapes recur (--tune)"),
+    "openvino": Plan(
+        reason="rule: one graph is faster than stages; whether buckets pay depends on how often shapes recur (--tune)"
+    ),
 }
 """Target -> what ``auto`` takes there."""
 OTHERWISE = Plan(reason="rule: nothing was measured for this target")

@@ -15,8 +15,9 @@ from tpcompile import fxview
 from tpcompile.backends import backend
 from tpcompile.backends.base import Session
 from tpcompile.bundle import Bundle
-from tpcompile.engine import Engine, Kept, compose, load
+from tpcompile.engine import Engine, load
 from tpcompile.graphview import Graph, read_graph
+from tpcompile.kept import Kept, compose
 from tpcompile.keptsets import compare_kept
 from tpcompile.parity import NOISE, TOLERANCE, Difference, compare_outputs
 from tpcompile.program import Program

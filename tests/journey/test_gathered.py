@@ -12,8 +12,8 @@ import tpcompile
 from tpcompile import models
 from tpcompile.backends import backend, backends
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.engine import compose
 from tpcompile.errors import MarkError, UsageError
+from tpcompile.kept import compose
 from tpcompile.models.library import timm
 from tpcompile.models.methods.predictor import ATTRIBUTE, Predictor
 from tpcompile.passes import DEFAULT, Lower

@@ -16,7 +16,7 @@ import tpcompile
 from tpcompile import models
 from tpcompile.backends import backend, backends
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.engine import Kept, compose
+from tpcompile.kept import Kept, compose
 from tpcompile.models.importers import deit, dynamicvit, evit, ltmp
 from tpcompile.program import Program
 

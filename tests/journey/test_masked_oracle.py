@@ -17,7 +17,7 @@ import tpcompile
 from tpcompile import models
 from tpcompile.backends import backend, backends
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.engine import compose
+from tpcompile.kept import compose
 from tpcompile.models import Pruned
 from tpcompile.models.importers import as_vit, top, transkimmer
 from tpcompile.program import Program

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import tpcompile
 from tpcompile import models
 from tpcompile.backends import backends
-from tpcompile.engine import compose
+from tpcompile.kept import compose
 from tpcompile.models.importers import ltp
 from tpcompile.program import Program
 

@@ -16,8 +16,9 @@ import tpcompile
 from tpcompile import ops
 from tpcompile.backends import backend
 from tpcompile.bundle import read, seal, stage
-from tpcompile.engine import Engine, compose, load, open_reference
+from tpcompile.engine import Engine, load, open_reference
 from tpcompile.errors import InputError, IntegrityError, StageError, UsageError
+from tpcompile.kept import compose
 from tpcompile.manifest import Manifest, ModelInfo, SiteInfo, TensorInfo
 from tpcompile.spec import TensorSpec
 

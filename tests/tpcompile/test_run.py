@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from tpcompile.cli import main
 from tpcompile.cli.run import Answer, Given, _document, _page
-from tpcompile.engine import Kept
+from tpcompile.kept import Kept
 from tpcompile.spec import Patches
 
 Image = pytest.importorskip("PIL.Image")

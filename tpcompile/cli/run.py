@@ -15,7 +15,7 @@ from tpcompile.errors import InputError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tpcompile.engine import Kept
+    from tpcompile.kept import Kept
     from tpcompile.spec import Patches
 
     Array = np.ndarray[Any, Any]
