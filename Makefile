@@ -29,7 +29,7 @@ demo: $(STAMP) ## the main job on a real model and real text: table, engines, re
 	$(BIN)/tpcompile demo --force
 
 test: check ## the gate: check, then every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 nightly: $(STAMP) ## 2,000 random masked transformers drawn anew: gathered equals masked (about an hour on two cores)
 	TPCOMPILE_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/strangers/test_random.py

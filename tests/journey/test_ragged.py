@@ -10,11 +10,14 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 
 import tpcompile
+from tpcompile import bundle as bundles
 from tpcompile.backends import backends
+from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.cli import main
 from tpcompile.data import load_data
 from tpcompile.engine import Engine
 from tpcompile.samples import Sample, batches, collate, split
+from tpcompile.subject import subject_of
 
 TARGETS = [name for name, found in backends().items() if found.probe().ok]
 THRESHOLDS = [0.004, 0.004, 0.005, 0.006, 0.0, 0.008]
@@ -29,11 +32,17 @@ def minilm() -> Path:
     return model_folder()
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def bundle(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def compiled(minilm: Path) -> Compiled:
     """MiniLM under LTP, batch and length dynamic in one engine."""
+    return compile_subject(subject_of(minilm, None, None, "ltp", {"thresholds": THRESHOLDS}, batch="ragged"))
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def bundle(request: pytest.FixtureRequest, compiled: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ragged") / request.param
-    tpcompile.export(minilm, out=out, target=request.param, method="ltp", parameters={"thresholds": THRESHOLDS}, batch="ragged")
+    with bundles.stage(out) as folder:
+        fill(folder, compiled, request.param)
     return out
 
 

@@ -335,7 +335,7 @@ def test_a_fault_in_one_pass(batch: str, bert_folder: Path) -> None:
         "softmax_2",
         "body.steps.2",
     )
-    assert found.culprit.where.startswith("threshold.py:")
+    assert found.culprit.where.startswith("masked.py:")
     assert found.reason.startswith("planted: ")
     assert "pass      planted" in found.text()
 

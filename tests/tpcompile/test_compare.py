@@ -15,7 +15,7 @@ from tpcompile import bundle as bundles
 from tpcompile.cli import main
 from tpcompile.passes import DEFAULT, PASSES
 
-LAYER = "dense.model.encoder.layer.2.output.dense"
+LAYER = "dense.model.encoder.layer.1.output.dense"
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +102,13 @@ def test_bisect(planted: Path, bundle: Path, tmp_path: Path) -> None:
     shown = document(result, "bisect")
     culprit = shown["culprit"]
     assert isinstance(culprit, dict)
-    assert (culprit["module"], culprit["value"]) == (LAYER, "linear_17")
+    assert (culprit["module"], culprit["value"]) == (LAYER, "linear_11")
     assert {path.name for path in (tmp_path / "part").iterdir()} == {
         "engine.onnx", "engine.npz", "reference.onnx", "reference.npz", "rows.npz", "repro.py",
     }  # fmt: skip
-    assert result.stderr.splitlines()[-1].startswith(f"FAILED bisect {planted}: pooler_output is off by ")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"FAILED bisect {planted}: site1 keeps other tokens in sample 2; ")
+    assert last.endswith(f"of its weights {LAYER}.weight.T float32[64, 32]: by up to 0.5")
     sound = call("bisect", bundle, "--samples", "4")
     assert sound.exit_code == 0, sound.output
     assert sound.stdout.count("equal") == 4

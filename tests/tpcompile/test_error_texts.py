@@ -24,6 +24,7 @@ from tpcompile.backends import backend
 from tpcompile.bundle import Vector
 from tpcompile.cli import main
 from tpcompile.errors import TpcompileError
+from tpcompile.models import METHODS
 from tpcompile.passes import Canonicalize, GraphPass, Mark, Pipeline, Place
 from tpcompile.program import Program, Stage
 
@@ -101,7 +102,7 @@ class Scored(nn.Module):
 
 @says(
     errors.UsageError,
-    "unknown method 'ltq' (did you mean 'ltp'?)\n  fix     use one of: ltp, cls-attention",
+    "unknown method 'ltq' (did you mean 'ltp'?)\n  fix     use one of: " + ", ".join(METHODS),
 )
 def unknown_method(desk: Desk) -> object:
     model = nn.Linear(2, 2).eval()

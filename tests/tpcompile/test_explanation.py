@@ -87,6 +87,8 @@ site0     test_explanation.py:N in forward:  x = self.blocks[0](ops.prune(x, kee
           pins the first 1: stored even when dropped, for what reads their position
 tokens    t0: 6 in the example
 tokens    t1 < t0, from site0: 2 in the example, 3 stored
+saves     narrow: 0 results in windows
+saves     tally: 0 sums over maps
 saves     hoist: 0 products with a smaller side
 saves     sink: 0 results on a newer set, 0 left where fetching their rows costs more than it saves
 assumes   activations are finite: 0 * x is 0
@@ -121,7 +123,7 @@ def test_the_document_of_a_model(tmp_path: Path) -> None:
     assert document["flops"]["paper"] == [[4000, []], [8000, ["t1"]]]
     assert document["flops"]["dense"] == [[4000, []], [8000, ["t0"]]]
     assert document["flops"]["modules"][-1] == {"module": "all", "dense": 52000, "paper": 20000, "graph": 28000}
-    assert [line.partition(": ")[0] for line in document["report"]] == ["accepted", "hoist", "sink"]
+    assert [line.partition(": ")[0] for line in document["report"]] == ["accepted", "narrow", "tally", "hoist", "sink"]
 
 
 def test_a_mask_that_was_found_is_told(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def test_a_trace_shows_what_each_site_decided(captured: Program) -> None:
     program, inputs = DEFAULT(captured), example(7)
     trace = program.trace(**inputs)
     assert torch.equal(trace.keep[0], inputs["keep"])
-    assert trace.score[0] is not None
-    torch.testing.assert_close(trace.score[0], inputs["x"].sum(-1))
+    assert trace.score == (None,)  # nothing reads it: it is computed in masked form only
     assert trace.index[0] is not None
     assert trace.index[0].tolist() == [[0, 2, 4, 6]]
     assert captured.trace(**inputs).keep == ()
