@@ -1,7 +1,8 @@
 """ToMe and Zero-TPrune on texts, compiled: every runtime, every length from one graph, with padding, in batches, as a bundle."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -16,13 +17,16 @@ from tpcompile.emit import emit
 from tpcompile.models.library import transformers
 
 TARGETS = [name for name in ("onnx", "openvino") if name in backends() and backends()[name].probe().ok]
-STAGES = [
-    {"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75},
-    {"block": 1, "iterations": 1, "similar": 0.0, "keep": 0.5},
-]
-CASES: dict[str, dict[str, Any]] = {"tome": {"r": 3}, "zero_tprune": {"stages": STAGES}}
-LENGTHS = ((2, 0), (5, 0), (9, 3), (14, 0), (20, 1))
+STAGES = [{"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75}]
+CASES: dict[str, tuple[Literal["one", "ragged"], dict[str, Any]]] = {
+    "tome": ("one", {"r": 3}),
+    "zero_tprune": ("ragged", {"stages": STAGES}),
+}
+"""Method -> batch policy and parameters."""
+LENGTHS = [(2, 0), (5, 0), (9, 3), (14, 0), (20, 1)]
 """Tokens of a text, and pads behind them."""
+MIXED = [(3, 13), (16, 0), (9, 7)]
+"""The same for texts of one batch."""
 
 
 def encoder() -> nn.Module:
@@ -45,6 +49,11 @@ def text(length: int, pads: int = 0) -> dict[str, Tensor]:
     return {"input_ids": torch.cat([ids, tail], dim=1), "attention_mask": torch.cat([mask, tail], dim=1)}
 
 
+def batch(texts: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    rows = [text(*one) for one in texts]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
 def dynamic(*dims: str) -> dict[str, dict[int, str]]:
     return {name: dict(enumerate(dims, 2 - len(dims))) for name in ("input_ids", "attention_mask")}
 
@@ -52,31 +61,25 @@ def dynamic(*dims: str) -> dict[str, dict[int, str]]:
 @pytest.mark.parametrize("method", CASES)
 @torch.no_grad()
 def test_engines_equal_eager(method: str, tmp_path: Path) -> None:
-    """Of padded texts, too, what the eager model makes of the text alone; and nothing in the graph depends on data."""
-    model = models.prune(encoder(), method, **CASES[method])
-    written = emit(tpcompile.lower(model, text(9), dynamic=dynamic("seq")))
+    """Of padded texts and of batches, too, what the eager model makes of each text alone; nothing in the graph depends on data."""
+    policy, parameters = CASES[method]
+    model = models.prune(encoder(), method, **parameters)
+    example, dims = (batch([(9, 0), (7, 2)]), ("batch", "seq")) if policy == "ragged" else (text(9), ("seq",))
+    written = emit(tpcompile.lower(model, example, dynamic=dynamic(*dims), batch=policy))
     written.save(tmp_path / "model.onnx")
     assert "NonZero" not in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     for target in TARGETS:
         (tmp_path / target).mkdir()
         backend(target).build(tmp_path / "model.onnx", tmp_path / target, "fp32")
         with backend(target).open(tmp_path / target, taps=written.taps, threads=1, precision="fp32") as session:
-            for length, pads in LENGTHS:
-                values = session.run({name: value.numpy() for name, value in text(length, pads).items()})
-                alone = model.trace(text(length)["input_ids"])
-                want = alone.outputs["sentence_embedding"].numpy()
-                np.testing.assert_allclose(values["sentence_embedding"], want, rtol=0, atol=1e-5)
-                assert [int(values[f"site{i}.keep"].sum()) for i in (0, 1)] == [int(kept.sum()) for kept in alone.kept]
-
-
-@torch.no_grad()
-def test_batches_of_mixed_lengths() -> None:
-    model = models.prune(encoder(), "tome", r=3)
-    rows = [text(length, 16 - length) for length in (16, 3, 9)]
-    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    program = tpcompile.lower(model, batch, dynamic=dynamic("batch", "seq"), batch="ragged")
-    alone = torch.cat([model(text(length)["input_ids"])["sentence_embedding"] for length in (16, 3, 9)])
-    torch.testing.assert_close(program(**batch)["sentence_embedding"], alone, rtol=0, atol=1e-5)
+            for group in [[one] for one in LENGTHS] + ([MIXED] if policy == "ragged" else []):
+                values = session.run({name: value.numpy() for name, value in batch(group).items()})
+                for row, (length, _) in enumerate(group):
+                    alone = model.trace(text(length)["input_ids"])
+                    want = alone.outputs["sentence_embedding"][0].numpy()
+                    np.testing.assert_allclose(values["sentence_embedding"][row], want, rtol=0, atol=1e-5)
+                    sites = range(len(parameters.get("stages", alone.kept)))
+                    assert [values[f"site{i}.keep"][row].sum() for i in sites] == [alone.kept[i].sum() for i in sites]
 
 
 def test_bundle(bert_folder: Path, tmp_path: Path) -> None:
