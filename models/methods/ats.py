@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
-from tpcompile.models.methods.base import Step
-from tpcompile.models.methods.gathered import Blocks, GatheredMethod, Plain, check_blocks, check_images, fetch, hidden
+from tpcompile.models.methods.base import Method, Step
+from tpcompile.models.methods.gathered import Blocks, Plain, check_blocks, check_images, fetch, hidden
 
 FAR = float("inf")
 TINY = 1e-30
@@ -39,7 +39,7 @@ class AtsParameters(base.Parameters):
     num_tokens: Annotated[int, Field(ge=3)] | None = None
 
 
-class Ats(GatheredMethod):
+class Ats(Method):
     """ATS over all blocks of a model."""
 
     name: ClassVar[str] = "ats"

@@ -65,9 +65,13 @@ class Method(nn.Module, ABC):
         """Build from a family's parts and validated parameters."""
         super().__init__()
 
-    @abstractmethod
     def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
         """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
+        steps: list[Step] = []
+        for layer in self.steps:
+            steps.append(layer(x, alive))
+            x, alive = steps[-1].x, steps[-1].alive
+        return tuple(steps)
 
 
 def restored(steps: Sequence[Step], fill: str) -> Tensor:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
-from tpcompile.models.methods.base import Step
+from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.gathered import (
     Blocks,
-    GatheredMethod,
     Plain,
     Rate,
     attend,
@@ -49,7 +48,7 @@ class EvitParameters(base.Parameters):
     fuse_token: bool = True
 
 
-class Evit(GatheredMethod):
+class Evit(Method):
     """EViT over all blocks of a model."""
 
     name: ClassVar[str] = "evit"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
-from tpcompile.models.methods.base import Method, Step
+from tpcompile.models.methods.base import Step
 
 HIDDEN = -10000.0
 """Added to the logits of rows that are stored though dead; their softmax is exactly 0 in float32."""
@@ -27,18 +27,6 @@ Blocks = list[Annotated[int, Field(ge=0)]]
 FAR = float("-inf")
 FAR_BEHIND = 1 << 20
 """More than there are tokens: what puts some positions behind all others in a sort."""
-
-
-class GatheredMethod(Method):
-    """A method whose ``steps`` take ``x: [B, N, C]`` and ``alive: bool [B, N]`` and return a `Step`, fewer rows behind some."""
-
-    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
-        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
-        steps: list[Step] = []
-        for layer in self.steps:
-            steps.append(layer(x, alive))
-            x, alive = steps[-1].x, steps[-1].alive
-        return tuple(steps)
 
 
 class Plain(nn.Module):

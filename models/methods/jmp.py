@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
-from tpcompile.models.methods.base import Step
+from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.gathered import (
     Blocks,
-    GatheredMethod,
     Plain,
     Rate,
     attend,
@@ -59,7 +58,7 @@ class JmpParameters(base.Parameters):
     features: Literal["states", "keys"] = "states"
 
 
-class Jmp(GatheredMethod):
+class Jmp(Method):
     """The reconstruction of JMP over all blocks of a model."""
 
     name: ClassVar[str] = "jmp"

@@ -88,11 +88,3 @@ class PowerBert(Method):
             PowerBertLayer(block, None if count == last else count)
             for block, count, last in zip(parts.blocks, counts, before, strict=False)
         )
-
-    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
-        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
-        steps: list[Step] = []
-        for layer in self.steps:
-            steps.append(layer(x, alive))
-            x, alive = steps[-1].x, steps[-1].alive
-        return tuple(steps)

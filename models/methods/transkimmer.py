@@ -94,11 +94,3 @@ class Transkimmer(Method):
                 fix="pass the directory of an official Transkimmer checkpoint as the model",
             )
         self.steps = nn.ModuleList(map(TranskimmerLayer, parts.blocks, found[0].children()))
-
-    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
-        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``; what each returned, in order."""
-        steps: list[Step] = []
-        for layer in self.steps:
-            steps.append(layer(x, alive))
-            x, alive = steps[-1].x, steps[-1].alive
-        return tuple(steps)

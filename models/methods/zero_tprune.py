@@ -30,11 +30,10 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
-from tpcompile.models.methods.base import Step
+from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.gathered import (
     FAR,
     FAR_BEHIND,
-    GatheredMethod,
     Plain,
     Rate,
     attend,
@@ -89,7 +88,7 @@ class ZeroTpruneParameters(base.Parameters):
     cls_boost: bool = True
 
 
-class ZeroTprune(GatheredMethod):
+class ZeroTprune(Method):
     """Zero-TPrune over all blocks of a model."""
 
     name: ClassVar[str] = "zero_tprune"
