@@ -4,6 +4,7 @@ A graph that is to be cut into stages leaves the gathers to its host: there ``co
 domain of their own, which no runtime knows (``tpcompile.stages``).
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -183,6 +184,12 @@ def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool 
     return values, index
 
 
+def _floordiv(a: INT64, b: INT64) -> INT64:
+    """Sizes divided as Python does, towards minus infinity: ``-(-n // 2)`` is half of n, rounded up. ONNX's Div rounds towards zero."""
+    y: INT64 = op.Div(op.Sub(a, op.Mod(a, b)), b)
+    return y
+
+
 def _host_op(name: str, reads: Mapping[str, str], gives: str, numbers: Mapping[str, OpSchema.AttrType]) -> Any:
     """An op that only the host knows: its operands with their types, its result's type, its attributes."""
     kinds = [("T", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "double", "int32", "int64", "bool")], "")]
@@ -240,4 +247,4 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
         TAKE: _take_hosted if hosted else _take,
         PUT: _put,
     }
-    return {**own, torch.ops.aten.sort.stable: _sort}
+    return {**own, torch.ops.aten.sort.stable: _sort, operator.floordiv: _floordiv}

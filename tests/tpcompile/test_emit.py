@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx.reference
 import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -226,3 +227,27 @@ def test_an_output_may_be_named_like_an_op() -> None:
     inputs = sample(6)
     model = emit(capture(Named().eval(), inputs, {name: {1: "seq"} for name in inputs}))
     assert [output.name for output in model.outputs] == ["embedding"]
+
+
+class Sizes(nn.Module):
+    """Numbers that follow from the length: half rounded up, what is left to a multiple of four, a share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        counts = (-(-n // 2), -n % 4, (n - 9) // 4, n // 3)
+        return torch.stack([x.new_zeros(()) + count for count in counts])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_sizes_are_divided_as_python_does(runtime: str, tmp_path: Path) -> None:
+    """torch.onnx's own floor division rounds towards zero."""
+    model = Sizes().eval()
+    emit(capture(model, {"x": torch.zeros(1, 7, 2)}, {"x": {1: "n"}}, {"n": (2, 64)})).save(tmp_path / "model.onnx")
+    if runtime == "onnxruntime":
+        opened = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        run: Callable[[np.ndarray], np.ndarray] = lambda x: opened.run(None, {"x": x})[0]  # noqa: E731
+    else:
+        compiled = openvino.compile_model(tmp_path / "model.onnx", "CPU")
+        run = lambda x: compiled({"x": x})[0]  # noqa: E731
+    for length in (2, 3, 8, 9, 10, 13):
+        assert run(np.zeros((1, length, 2), np.float32)).tolist() == model(torch.zeros(1, length, 2)).tolist()
