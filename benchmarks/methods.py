@@ -280,6 +280,8 @@ def page(document: Mapping[str, Any]) -> str:
             rows.append(f"| {' | '.join(cells)} |")
     left = [f"`{method}` on {family}" for method, family in missing(document)]
     later = ["", f"Not measured yet: {', '.join(left)}; `make tables` goes on with these."] if left else []
+    slow = [f"`{method}`" for method, entry in document.items() if entry["ratio"] and not entry.get("speedups")]
+    later += ["", f"Not timed yet: {', '.join(slow)}; `python benchmarks/methods.py --time`."] if slow else []
     return "\n".join([*head, *rows, *later, "", "## Refused", "", "| method | family | why |", "|---|---|---|", *refusals, ""])
 
 

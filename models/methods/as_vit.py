@@ -22,7 +22,8 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.masked import attention, check_locations, demand_cls, joined, leading
+from tpcompile.models.methods.demands import check_cls, check_locations
+from tpcompile.models.methods.masked import attention, joined, leading
 
 LOCATIONS = {12: [4, 7, 10], 16: [5, 9, 13], 20: [6, 11, 16]}
 """Depth -> the paper's blocks."""
@@ -103,7 +104,7 @@ class AsVit(Method):
 
     def __init__(self, parts: Parts, parameters: AsVitParameters) -> None:
         super().__init__(parts, parameters)
-        demand_cls(self.name, parts)
+        check_cls(self.name, parts)
         if parts.prefix != 1:
             raise UsageError(
                 f"as_vit knows a CLS token and patches, and this {parts.architecture} has {parts.prefix} leading tokens",

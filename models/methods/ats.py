@@ -21,7 +21,8 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import Blocks, Plain, check_blocks, check_images, fetch, hidden
+from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.gathered import Blocks, Plain, fetch, hidden
 
 FAR = float("inf")
 TINY = 1e-30
@@ -48,7 +49,7 @@ class Ats(Method):
     def __init__(self, parts: Parts, parameters: AtsParameters) -> None:
         super().__init__(parts, parameters)
         check_images(self.name, parts)
-        check_blocks("ats_blocks", parameters.ats_blocks, len(parts.blocks))
+        check_locations("ats_blocks", parameters.ats_blocks, len(parts.blocks))
         self.num_tokens = parameters.num_tokens
         self.steps = nn.ModuleList(
             AtsBlock(block, parts.prefix) if number in parameters.ats_blocks else Plain(block, hides=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tpcompile.models.families import Parts
-from tpcompile.models.methods.masked import demand_cls
+from tpcompile.models.methods.demands import check_cls
 from tpcompile.models.methods.threshold import Score, ThresholdMethod, ThresholdParameters
 
 
@@ -20,7 +20,7 @@ class ClsAttention(ThresholdMethod):
     Parameters = ThresholdParameters
 
     def __init__(self, parts: Parts, parameters: ThresholdParameters) -> None:
-        demand_cls(self.name, parts)
+        check_cls(self.name, parts)
         super().__init__(parts, parameters, parameters.thresholds, parts.prefix)
 
     def score(self, x: Tensor, alive: Tensor) -> Score:

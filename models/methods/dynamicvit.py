@@ -18,7 +18,8 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import Blocks, Plain, Rate, behind, check_blocks, check_images, fetch, ranked, scored
+from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.gathered import Blocks, Plain, Rate, behind, fetch, ranked, scored
 from tpcompile.models.methods.predictor import Predictor, attached
 
 
@@ -34,23 +35,10 @@ class DynamicVitParameters(base.Parameters):
     keep_ratio: Rate | list[Rate] = 0.7
 
 
-class DynamicVit(Method):
-    """DynamicViT over all blocks of a model."""
+class OfPatches(Method):
+    """A method that keeps shares of the image's patches: its dropping blocks are told how many there are."""
 
-    name: ClassVar[str] = "dynamicvit"
-    Parameters = DynamicVitParameters
-
-    def __init__(self, parts: Parts, parameters: DynamicVitParameters) -> None:
-        super().__init__(parts, parameters)
-        check_images(self.name, parts, cls=False)
-        check_blocks("prune_loc", parameters.prune_loc, len(parts.blocks))
-        predictors = attached(self.name, parts, len(parameters.prune_loc))
-        stages = dict(zip(parameters.prune_loc, zip(predictors, ratios(parameters), strict=True), strict=True))
-        self.steps = nn.ModuleList(
-            Entry(block, parts.prefix, *stages[number]) if number in stages else Plain(block)
-            for number, block in enumerate(parts.blocks)
-        )
-        self.prefix = parts.prefix
+    prefix: int
 
     def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
         """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``, all True; what each returned, in order."""
@@ -60,6 +48,25 @@ class DynamicVit(Method):
             steps.append(layer(x, alive) if isinstance(layer, Plain) else layer(x, patches))
             x, alive = steps[-1].x, steps[-1].alive
         return tuple(steps)
+
+
+class DynamicVit(OfPatches):
+    """DynamicViT over all blocks of a model."""
+
+    name: ClassVar[str] = "dynamicvit"
+    Parameters = DynamicVitParameters
+
+    def __init__(self, parts: Parts, parameters: DynamicVitParameters) -> None:
+        super().__init__(parts, parameters)
+        check_images(self.name, parts, cls=False)
+        check_locations("prune_loc", parameters.prune_loc, len(parts.blocks))
+        predictors = attached(self.name, parts, len(parameters.prune_loc))
+        stages = dict(zip(parameters.prune_loc, zip(predictors, ratios(parameters), strict=True), strict=True))
+        self.steps = nn.ModuleList(
+            Entry(block, parts.prefix, *stages[number]) if number in stages else Plain(block)
+            for number, block in enumerate(parts.blocks)
+        )
+        self.prefix = parts.prefix
 
 
 class Entry(nn.Module):

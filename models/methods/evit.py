@@ -19,19 +19,8 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import (
-    Blocks,
-    Plain,
-    Rate,
-    attend,
-    attention_of_cls,
-    behind,
-    check_blocks,
-    check_images,
-    fetch,
-    ranked,
-    scored,
-)
+from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.gathered import Blocks, Plain, Rate, attend, attention_of_cls, behind, fetch, ranked, scored
 
 
 class EvitParameters(base.Parameters):
@@ -57,7 +46,7 @@ class Evit(Method):
     def __init__(self, parts: Parts, parameters: EvitParameters) -> None:
         super().__init__(parts, parameters)
         check_images(self.name, parts)
-        check_blocks("drop_loc", parameters.drop_loc, len(parts.blocks))
+        check_locations("drop_loc", parameters.drop_loc, len(parts.blocks))
         self.steps = nn.ModuleList(
             EvitBlock(block, parts.prefix, parameters.base_keep_rate, parameters.fuse_token)
             if number in parameters.drop_loc and parameters.base_keep_rate < 1

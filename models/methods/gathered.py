@@ -4,7 +4,6 @@ Their eager form is gathered already (``ops.gathered`` marks the sites): what ru
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -12,12 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods.base import Step
-
-HIDDEN = -10000.0
-"""Added to the logits of rows that are stored though dead; their softmax is exactly 0 in float32."""
+from tpcompile.models.methods.masked import MASKED
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 """A share of tokens to keep."""
@@ -62,7 +58,7 @@ def attend(block: Block, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor,
 
 def hidden(alive: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     """What hides dead keys, beside a bias for the others: ``bool [B, N]`` (and ``[B, N]``) to ``[B, 1, 1, N]``."""
-    return torch.where(alive, bias, HIDDEN)[:, None, None, :]
+    return torch.where(alive, bias, MASKED)[:, None, None, :]
 
 
 def fetch(x: Tensor, index: Tensor) -> Tensor:
@@ -126,71 +122,6 @@ def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:
     return attention[:, :, 0, prefix:].mean(dim=1)
 
 
-def check_blocks(name: str, chosen: Sequence[int], depth: int) -> None:
-    """Demand rising block numbers within the depth.
-
-    Raises:
-        UsageError: naming the parameter.
-    """
-    if list(chosen) != sorted(set(chosen)) or any(number >= depth for number in chosen):
-        raise UsageError(
-            f"{name} is {', '.join(map(str, chosen))}, and the model has blocks 0 to {depth - 1}",
-            fix=f"give rising numbers from 0 to {depth - 1}",
-        )
-
-
-def check_images(method: str, parts: Parts, cls: bool = True) -> None:
-    """Demand a model of images with one output per image, and a CLS token where it is needed.
-
-    Raises:
-        UsageError: naming what is missing.
-    """
-    if "pixel_values" not in parts.inputs:
-        raise UsageError(
-            f"{method} is a method for images, and {parts.architecture} takes {parts.inputs[0]}",
-            fix="use ltp, tome or zero_tprune",
-        )
-    if cls:
-        check_cls(method, parts)
-    check_pooled(method, parts)
-
-
-def check_cls(method: str, parts: Parts) -> None:
-    """Demand a CLS token.
-
-    Raises:
-        UsageError: the model has none.
-    """
-    if not parts.cls:
-        raise UsageError(
-            f"{method} scores tokens by a CLS token, and this {parts.architecture} has none",
-            fix="build the model with class_token=True",
-        )
-
-
 def is_padded(parts: Parts) -> bool:
     """Whether inputs may hold padding: texts may, images do not."""
     return "pixel_values" not in parts.inputs
-
-
-def check_pooled(method: str, parts: Parts) -> None:
-    """Demand outputs without a row per token.
-
-    Raises:
-        UsageError: the model's outputs have one.
-    """
-    if parts.token_level:
-        raise UsageError(
-            f"{method} gathers by itself and brings no dropped row back, and the outputs of {parts.architecture} have one per token",
-            fix="use ltp, or a model with a pooled output",
-        )
-
-
-def check_length(name: str, values: Sequence[object], depth: int) -> None:
-    """Demand one value per block.
-
-    Raises:
-        UsageError: naming the parameter and both lengths.
-    """
-    if len(values) != depth:
-        raise UsageError(f"{name} has {len(values)} values, the model has {depth} blocks", fix=f"pass {depth} values")

@@ -23,19 +23,8 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import (
-    Blocks,
-    Plain,
-    Rate,
-    attend,
-    attention_of_cls,
-    behind,
-    check_blocks,
-    check_images,
-    fetch,
-    ranked,
-    scored,
-)
+from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.gathered import Blocks, Plain, Rate, attend, attention_of_cls, behind, fetch, ranked, scored
 
 
 class JmpParameters(base.Parameters):
@@ -67,7 +56,7 @@ class Jmp(Method):
     def __init__(self, parts: Parts, parameters: JmpParameters) -> None:
         super().__init__(parts, parameters)
         check_images(self.name, parts)
-        check_blocks("locations", parameters.locations, len(parts.blocks))
+        check_locations("locations", parameters.locations, len(parts.blocks))
         self.steps = nn.ModuleList(
             JmpBlock(block, parts.prefix, parameters)
             if number in parameters.locations and parameters.keep_rate < 1

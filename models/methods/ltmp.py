@@ -25,7 +25,8 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, check_images, check_length, hidden, odd_likeness
+from tpcompile.models.methods.demands import check_images, check_length
+from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, hidden, odd_likeness
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
 

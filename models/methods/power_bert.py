@@ -22,7 +22,8 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.masked import attention, demand_cls, joined, leading
+from tpcompile.models.methods.demands import check_cls
+from tpcompile.models.methods.masked import attention, joined, leading
 
 
 class PowerBertParameters(base.Parameters):
@@ -76,7 +77,7 @@ class PowerBert(Method):
 
     def __init__(self, parts: Parts, parameters: PowerBertParameters) -> None:
         super().__init__(parts, parameters)
-        demand_cls(self.name, parts)
+        check_cls(self.name, parts)
         counts, layers = parameters.retention, len(parts.blocks)
         if len(counts) != layers or sorted(counts, reverse=True) != counts:
             raise UsageError(

@@ -24,7 +24,8 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.masked import attention, check_locations, demand_cls, joined, leading
+from tpcompile.models.methods.demands import check_cls, check_locations
+from tpcompile.models.methods.masked import attention, joined, leading
 
 EPS = 1e-6
 """Beside the number of living tokens."""
@@ -102,7 +103,7 @@ class Top(Method):
 
     def __init__(self, parts: Parts, parameters: TopParameters) -> None:
         super().__init__(parts, parameters)
-        demand_cls(self.name, parts)
+        check_cls(self.name, parts)
         layers, rows = len(parts.blocks), parameters.token_z
         if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
             raise UsageError(

@@ -18,19 +18,10 @@ from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.models.families import Block, Parts
-from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.dynamicvit import DynamicVitParameters, count, ratios
-from tpcompile.models.methods.gathered import (
-    Plain,
-    attend,
-    attention_of_cls,
-    behind,
-    check_blocks,
-    check_images,
-    fetch,
-    ranked,
-    scored,
-)
+from tpcompile.models.methods.base import Step
+from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.dynamicvit import DynamicVitParameters, OfPatches, count, ratios
+from tpcompile.models.methods.gathered import Plain, attend, attention_of_cls, behind, fetch, ranked, scored
 from tpcompile.models.methods.predictor import Predictor, attached
 
 EPS = 1e-6
@@ -49,7 +40,7 @@ class TpsParameters(DynamicVitParameters):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Tps(Method):
+class Tps(OfPatches):
     """TPS over all blocks of a model."""
 
     name: ClassVar[str] = "tps"
@@ -58,7 +49,7 @@ class Tps(Method):
     def __init__(self, parts: Parts, parameters: TpsParameters) -> None:
         super().__init__(parts, parameters)
         check_images(self.name, parts, cls=parameters.variant == "etps")
-        check_blocks("prune_loc", parameters.prune_loc, len(parts.blocks))
+        check_locations("prune_loc", parameters.prune_loc, len(parts.blocks))
         stages = len(parameters.prune_loc)
         predictors = attached("dtps", parts, stages) if parameters.variant == "dtps" else [None] * stages
         chosen = dict(zip(parameters.prune_loc, zip(predictors, ratios(parameters), strict=True), strict=True))
@@ -67,15 +58,6 @@ class Tps(Method):
             TpsBlock(block, parts.prefix, *chosen[number], parameters.temperature) if number in chosen else Plain(block)
             for number, block in enumerate(parts.blocks)
         )
-
-    def forward(self, x: Tensor, alive: Tensor) -> tuple[Step, ...]:
-        """Run the blocks on ``x: [B, N, C]``, ``alive: bool [B, N]``, all True; what each returned, in order."""
-        patches = x.shape[1] - self.prefix
-        steps: list[Step] = []
-        for layer in self.steps:
-            steps.append(layer(x, alive) if isinstance(layer, Plain) else layer(x, patches))
-            x, alive = steps[-1].x, steps[-1].alive
-        return tuple(steps)
 
 
 class TpsBlock(nn.Module):

@@ -22,7 +22,8 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.masked import attention, demand_cls, joined, leading
+from tpcompile.models.methods.demands import check_cls
+from tpcompile.models.methods.masked import attention, joined, leading
 
 ATTRIBUTE = "skim_predictors"
 """Where a model carries the predictors, an ``nn.ModuleList`` in its encoder, as the official models do."""
@@ -85,7 +86,7 @@ class Transkimmer(Method):
 
     def __init__(self, parts: Parts, parameters: base.Parameters) -> None:
         super().__init__(parts, parameters)
-        demand_cls(self.name, parts)
+        check_cls(self.name, parts)
         found = [module for name, module in parts.dense.named_modules() if name.rpartition(".")[2] == ATTRIBUTE]
         if not found or len(list(found[0].children())) != len(parts.blocks):
             raise UsageError(

@@ -31,6 +31,7 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
+from tpcompile.models.methods.demands import check_cls, check_locations, check_pooled
 from tpcompile.models.methods.gathered import (
     FAR,
     FAR_BEHIND,
@@ -38,9 +39,6 @@ from tpcompile.models.methods.gathered import (
     Rate,
     attend,
     behind,
-    check_blocks,
-    check_cls,
-    check_pooled,
     fetch,
     hidden,
     is_padded,
@@ -99,7 +97,7 @@ class ZeroTprune(Method):
         if parameters.cls_boost:
             check_cls(self.name, parts)
         check_pooled(self.name, parts)
-        check_blocks("stages.block", [stage.block for stage in parameters.stages], len(parts.blocks))
+        check_locations("stages.block", [stage.block for stage in parameters.stages], len(parts.blocks))
         stages = {stage.block: stage for stage in parameters.stages}
         pads = is_padded(parts)
         kind = TextPruning if pads else Pruning

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backend, backends
+from tpcompile.backends import Session, backends
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.kept import Kept, compose
 from tpcompile.models.importers import deit, dynamicvit, evit, ltmp
 from tpcompile.program import Program
 
+Opened = Callable[[str, OnnxModel], AbstractContextManager[Session]]
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = Path(os.environ.get("TPCOMPILE_ORACLES") or ROOT.parent / "shared" / "oracles")
 Read = Callable[[dict[str, Any], dict[str, Any]], tuple[nn.Module, dict[str, Any]]]
@@ -179,13 +181,8 @@ def test_the_graph_is_static_or_compacts_once_a_site(oracle: Oracle, program: Pr
 
 
 @pytest.mark.parametrize("target", [name for name in backends() if name in ("onnx", "openvino")])
-def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, tmp_path: Path) -> None:
-    if not backends()[target].probe().ok:
-        pytest.skip(backends()[target].probe().reason)
-    written.save(tmp_path / "model.onnx")
-    (tmp_path / "out").mkdir()
-    backend(target).build(tmp_path / "model.onnx", tmp_path / "out", "fp32")
-    with backend(target).open(tmp_path / "out", taps=written.taps, threads=1, precision="fp32") as session:
+def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, opened: Opened) -> None:
+    with opened(target, written) as session:
         for run in oracle.runs:
             values = session.run({"pixel_values": oracle.pixels(run).numpy()})
             kept = compose(values, len(program.sites), values["site0.keep"].shape[1])

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backend, backends
+from tpcompile.backends import Session, backends
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.kept import compose
 from tpcompile.models import Pruned
 from tpcompile.models.importers import as_vit, top, transkimmer
 from tpcompile.program import Program
 
+Opened = Callable[[str, OnnxModel], AbstractContextManager[Session]]
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = Path(os.environ.get("TPCOMPILE_ORACLES") or ROOT.parent / "shared" / "oracles")
 TEXT = {name: {1: "seq"} for name in ("input_ids", "attention_mask")}
@@ -205,13 +207,8 @@ def test_eager_gathered(oracle: Oracle, program: Program) -> None:
 
 
 @pytest.mark.parametrize("target", [name for name in backends() if name in ("onnx", "openvino")])
-def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, tmp_path: Path) -> None:
-    if not backends()[target].probe().ok:
-        pytest.skip(backends()[target].probe().reason)
-    written.save(tmp_path / "model.onnx")
-    (tmp_path / "out").mkdir()
-    backend(target).build(tmp_path / "model.onnx", tmp_path / "out", "fp32")
-    with backend(target).open(tmp_path / "out", taps=written.taps, threads=1, precision="fp32") as session:
+def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, opened: Opened) -> None:
+    with opened(target, written) as session:
         for run in oracle.runs:
             values = session.run({name: value.numpy() for name, value in oracle.case.inputs(run).items()})
             kept = compose(values, len(program.sites), values["site0.keep"].shape[1])

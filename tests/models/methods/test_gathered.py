@@ -100,27 +100,27 @@ def test_zero_tprune_ranks_by_votes() -> None:
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("evit", {"drop_loc": [3]}, "drop_loc is 3, and the model has blocks 0 to 2"),
+    ("evit", {"drop_loc": [3]}, "drop_loc is [3], the model has blocks 0 to 2"),
     ("evit", {"base_keep_rate": 0.0}, "base_keep_rate = 0.0: input should be greater than 0"),
     ("evit", {"base_keep_rate": 1.5}, "base_keep_rate = 1.5: input should be less than or equal to 1"),
     ("tome", {"r": [1, 2]}, "r has 2 values, the model has 3 blocks"),
     ("tome", {"r": [1, 2, 3], "inflect": 0.5}, "inflect bends one r"),
     ("dynamicvit", {"prune_loc": [0, 1, 2]}, "prune_loc names 3 blocks, the checkpoint has 2 predictors"),
     ("dynamicvit", {"prune_loc": [0, 1], "keep_ratio": [0.5]}, "keep_ratio has 1 values, prune_loc 2"),
-    ("tps", {"prune_loc": [1, 0]}, "prune_loc is 1, 0"),
+    ("tps", {"prune_loc": [1, 0]}, "prune_loc is [1, 0], the model has blocks 0 to 2"),
     ("tps", {"prune_loc": [0, 1], "temperature": 0}, "temperature = 0: input should be greater than 0"),
     ("ltmp", {}, "merge_thresholds or prune_thresholds is required"),
     ("ltmp", {"merge_thresholds": [0.5]}, "merge_thresholds has 1 values, the model has 3 blocks"),
     ("ltmp", {"prune_thresholds": [0.5, 2.0, 0.0]}, "prune_thresholds[1] = 2.0: input should be less than or equal to 1"),
-    ("ats", {"ats_blocks": [0, 3]}, "ats_blocks is 0, 3"),
+    ("ats", {"ats_blocks": [0, 3]}, "ats_blocks is [0, 3], the model has blocks 0 to 2"),
     ("zero_tprune", {"stages": []}, "stages = []: list should have at least 1 item"),
-    ("zero_tprune", {"stages": [{"block": 4, "iterations": 1}]}, "stages.block is 4"),
+    ("zero_tprune", {"stages": [{"block": 4, "iterations": 1}]}, "stages.block is [4], the model has blocks 0 to 2"),
     (
         "zero_tprune",
         {"stages": [{"block": 1, "iterations": 1, "kep": 1}]},
         "parameter stages[0].kep: extra inputs are not permitted",
     ),
-    ("jmp", {"locations": [5]}, "locations is 5"),
+    ("jmp", {"locations": [5]}, "locations is [5], the model has blocks 0 to 2"),
 ]
 
 
