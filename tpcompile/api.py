@@ -84,15 +84,15 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
            calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
-           skip_below: float = 0.0, force: bool = False, dump_ir: str | Path | None = None,
-           progress: Progress | None = None) -> Bundle:  # fmt: skip
+           skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
+           force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
     Args:
         model: as ``lower`` takes it.
         inputs: example tensors by parameter name; a model directory brings its own.
         out: the folder to write; written whole or not at all.
-        target: ``onnx`` or ``openvino``.
+        target: ``onnx``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``.
         dynamic: per input, dim -> name.
         method: pruning method to wrap the model with.
         parameters: of the method.
@@ -110,6 +110,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         checkpoint: weights for a ``timm/NAME``.
         assume_masked: as ``lower`` takes it.
         skip_below: leave sites masked that save less than this share of the cost (docs/optimize.md); 0 keeps every site.
+        dims: dim name -> least, usual and largest size the engine must take, such as ``{"seq": (4, 64, 128)}``; default: what the
+            model takes.
+        capabilities: GPUs to build for, such as ``("sm86", "sm89")``; for ``tensorrt-rtx``.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -117,16 +120,18 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     Raises:
         TpcompileError: see ``tpcompile.errors``.
     """
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune)
+    runtime = backend(target)
+    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune, dict(dims or {}), runtime.profiled)
+    named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
-    _demand(backend(target))
+    _demand(runtime)
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
         subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
-        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish)
+        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish, named)
     return bundles.read(out)
 
 

@@ -155,6 +155,8 @@ class Manifest(_Record):
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
         dims: dynamic dim name -> smallest and largest size.
+        capabilities: of the GPUs that it was built for, where somebody chose.
+        verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
@@ -180,6 +182,8 @@ class Manifest(_Record):
     attended: tuple[str, ...] = ()
     patches: PatchesInfo | None = None
     precision: str = "fp32"
+    capabilities: tuple[str, ...] = ()
+    verified_on: tuple[str, ...] = ("cpu",)
     pipeline: str = ""
     assumptions: tuple[str, ...] = ()
     bounds: tuple[BoundInfo, ...] = ()
