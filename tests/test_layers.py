@@ -29,7 +29,7 @@ ROWS = (
     ("passes.recognise", "passes.optimize"),
     ("passes", "backends"),
     ("bundle", "agreement", "chain", "kept", "keptsets", "probes", "stages"),
-    ("engine",),
+    ("engine", "quantised"),
     ("parity", "latency", "subject"),
     ("report", "differ", "watch", "plan"),
     ("tune",),

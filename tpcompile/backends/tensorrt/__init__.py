@@ -44,9 +44,7 @@ class TensorRt:
             return Availability(False, version, f"{self.name} builds on a GPU: {here.reason}", fix)
         runs = f"runs on CUDA {here.cuda}" if not here.reason else f"runs nothing here: {here.reason}"
         builds = ", ".join(self.flavour.capabilities) or "the GPU at hand"
-        return Availability(
-            True, version, devices=names, note=f"builds for {builds}; {runs}; never verified on a GPU"
-        )
+        return Availability(True, version, devices=names, note=f"builds for {builds}; {runs}; never verified on a GPU")
 
     def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -99,7 +97,9 @@ class TensorRt:
         if here.reason:
             raise BackendUnavailable(f"{self.name} engines run on an NVIDIA GPU: {here.reason}", fix="copy the bundle to one")
         require_machine(label, library.__version__, here.devices[0][1])
-        raise BackendUnavailable(f"{self.name} plans are built and not yet run by this version", fix="run them with NVIDIA's own tools")
+        raise BackendUnavailable(
+            f"{self.name} plans are built and not yet run by this version", fix="run them with NVIDIA's own tools"
+        )
 
 
 class TensorRtRtx(TensorRt):
