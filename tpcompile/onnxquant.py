@@ -92,7 +92,7 @@ def _rounded(graph: ir.Graph, node: ir.Node, grid: Grid) -> ir.Value:
     assert value is not None
     assert weight is not None
     axis = WEIGHTED[node.op_type] % weight.ndim
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
         axis = 0
     others = tuple(d for d in range(weight.ndim) if d != axis) if grid.by_channel else None
     scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / grid.largest).astype(np.float32)
@@ -115,6 +115,6 @@ def _zero(graph: ir.Graph, name: str, grid: Grid, shape: tuple[int, ...]) -> ir.
 def _held(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
     """An initializer."""
     tensor = ir.tensor(np.asarray(array), name=name)
-    made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
     graph.initializers[name] = made
     return made

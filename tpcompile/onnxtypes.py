@@ -124,7 +124,7 @@ class _Retype:
         if (value, self.type) not in self.casts:
             name = f"{value.name}.{self.type.name.lower()}"
             tensor = ir.tensor(converted(known.numpy(), self.type), name=name)
-            made = ir.Value(name=name, type=ir.TensorType(self.type), shape=tensor.shape, const_value=tensor)
+            made = ir.Value(name=name, type=ir.TensorType(self.type), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
             self.graph.register_initializer(made)
             self.casts[value, self.type] = made
         return self.casts[value, self.type]

@@ -62,7 +62,7 @@ def write_quantised(
     with ExitStack() as opened:
         for session in sessions:
             opened.enter_context(session)
-        whole: Session = ChainSession(_chained(stages, outputs, feeds), sessions) if stages else sessions[0]
+        whole: Session = ChainSession(chained(stages, outputs, feeds), sessions) if stages else sessions[0]
         for one in feeds:
             whole.run(one)
     for path, model, found in zip(paths, models, seen, strict=True):
@@ -70,8 +70,8 @@ def write_quantised(
         ir.save(model, path)
 
 
-def _chained(stages: Sequence[StageInfo], outputs: Sequence[TensorSpec], feeds: Feeds) -> Manifest:
-    """Of a manifest, what a chain is run by."""
+def chained(stages: Sequence[StageInfo], outputs: Sequence[TensorSpec], feeds: Feeds) -> Manifest:
+    """Of a manifest, what a chain is run by; see ``write_quantised``."""
     nobody = ModelInfo(id="", family="", architecture="", sha256="")
     inputs = tuple(TensorInfo(name=name, dtype=str(value.dtype), shape=value.shape) for name, value in feeds[0].items())
     given = tuple(map(TensorInfo.of, outputs))
