@@ -14,7 +14,7 @@ from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 from onnxscript.values import Op, Opset
 
-from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, MEMORY, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
 from tpcompile.rows import FAR
 
@@ -59,6 +59,19 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
 def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Each sample's stored positions first, in order, then its dropped ones; cut at the batch's largest count."""
     return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: needed))
+
+
+def _memory(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
+    """Batch 1: the living rows in order."""
+    flat: Any = op.Constant(value_ints=[-1])
+    positions = op.Reshape(op.NonZero(op.Reshape(keep, flat)), flat)
+    return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1)
+
+
+def _memory_ragged(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
+    """Each sample's living rows first, in order, then zeros."""
+    rows, alive, _ = _fetch(x, keep, _cut(keep, lambda needed: needed))
+    return op.Where(op.Unsqueeze(alive, op.Constant(value_ints=[-1])), rows, op.Constant(value_float=0.0)), alive
 
 
 def _compact_bucketed(
@@ -239,6 +252,7 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
 
     own: dict[Callable[..., Any], Callable[..., Any]] = {
         GATHERED: _gathered,
+        MEMORY: _memory_ragged if ragged else _memory,
         PRUNE: _prune,
         RANK: _rank,
         RESTORE: _restore,
