@@ -1,143 +1,237 @@
-"""The table of architectures."""
+"""The table of architectures: what of the libraries' own encoders compiles, on which backend, and how exactly; writes docs/coverage.md.
 
+    python benchmarks/coverage.py                  what is not known yet; about half a minute an architecture
+    python benchmarks/coverage.py --only bert      one architecture again
+    python benchmarks/coverage.py --time           dense and pruned engines in turns, at a width of 384 and 196 to 256 tokens
+    python benchmarks/coverage.py --page           the page alone, from benchmarks/results/coverage.json
+
+An architecture is a row of `architectures.ROWS`. Sites come in through `tpcompile.impose`, with no name of a model's part: in each block
+a token falls that receives less than a share of the mean attention. What engines compute is compared with the masked model in eager torch.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from architectures import LARGE, ROWS, SMALL, Feed, Row, Scale
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from tpcompile.models.library import timm, transformers
+import tpcompile
+from tpcompile.backends import backends
+from tpcompile.capture import capture
+from tpcompile.emit import OnnxModel, emit
+from tpcompile.errors import TpcompileError, first_line
+from tpcompile.passes import Canonicalize
+from tpcompile.passes.axesmap import AxesMap
+from tpcompile.program import Program
 
-SAMPLES = 3
-TEXT = {"vocab_size": 120, "max_position_embeddings": 64}
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-SEQ2SEQ = {
-    "vocab_size": 120, "d_model": 32, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
-PIXELS = {"image_size": 32, "patch_size": 8}
-LENGTHS = (19, 33, 12)
-
-
-def texts() -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    draws = [torch.randint(5, 120, (1, n), generator=generator) for n in LENGTHS]
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in draws]
-
-
-def drawn(name: str, *shape: int) -> Callable[[], list[dict[str, Tensor]]]:
-    def draw() -> list[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(1)
-        return [{name: torch.randn(*shape, generator=generator)} for _ in range(SAMPLES)]
-    return draw
+ROOT = Path(__file__).resolve().parents[1]
+FOUND, PAGE = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
+ROUNDS = 8
+LAW = 1e-5
 
 
-images = drawn("pixel_values", 1, 3, 32, 32)
-AHEAD = {"input_ids": {1: "seq"}, "attention_mask": {1: "seq"}}
+def imposed(row: Row, scale: Scale = SMALL) -> Program:
+    """The masked program of an architecture."""
+    return tpcompile.impose(
+        row.model(scale), row.inputs(scale)[0], dynamic=row.dynamic, threshold=row.threshold, prefix=row.prefix
+    )
 
 
-@dataclass(frozen=True)
-class Row:
-    """An architecture.
-
-    Attributes:
-        build: the library's own class with a tiny config.
-        inputs: a few samples.
-        dynamic: input -> dim -> name.
-        outputs: names of its outputs that are compiled.
-        prefix: leading tokens that never fall.
-        threshold: of the mean attention that a token receives.
-    """
-
-    build: Callable[[Any], nn.Module]
-    inputs: Callable[[], list[dict[str, Tensor]]]
-    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    outputs: tuple[str, ...] = ("last_hidden_state",)
-    prefix: int = 1
-    threshold: float = 0.8
-
-    def model(self) -> nn.Module:
-        transformers(), timm()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = self.build(transformers())
-            for name, weight in model.named_parameters():
-                if weight.dim() > 1:
-                    nn.init.normal_(weight, std=1.5 * weight.shape[-1] ** -0.5 if "embed" not in name and weight.dim()<3 else 0.2)
-        return Outputs(model.eval(), self.inputs()[0], self.outputs)
+def far(got: Mapping[str, Any], want: Mapping[str, Tensor]) -> float:
+    """The largest difference of any output, by the law's measure: 1e-5 is the bound."""
+    gaps = [(torch.as_tensor(got[name]) - value).abs().max() / max(1.0, float(value.abs().max())) for name, value in want.items()]
+    return float(max(gaps))
 
 
-class Outputs(nn.Module):
-    """A library's model as it is, with some of its outputs.  The names of the inputs are the model's own."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.outputs = model, outputs
-        self.train(model.training)
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        result = self.model(**inputs)
-        if isinstance(result, Tensor):
-            return {"output": result}
-        return {name: result[name] for name in self.outputs}
+def flops(run: Callable[[], object]) -> int:
+    """What a run multiplies and adds, in products of matrices."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        run()
+    return int(counter.get_total_flops())
 
 
-class Timm(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.inner(pixel_values)
+def unruled(row: Row) -> list[str]:
+    """Ops of the captured model that have no axis rule."""
+    calls = AxesMap(Canonicalize()(capture(row.model(), row.inputs(SMALL)[0], row.dynamic)).graph).calls
+    return sorted({str(call.node.target).removesuffix(".default") for call in calls.values() if call.factors is None})
 
 
-def hf(name: str, config: str, sizes: Mapping[str, Any], part: str = "") -> Callable[[Any], nn.Module]:
-    def build(library: Any) -> nn.Module:
-        kind = getattr(library, name, None)
-        made = kind(getattr(library, config)(**sizes))
-        return made.get_submodule(part) if part else made
-    return build
+def measured(name: str) -> dict[str, Any]:
+    """One architecture through the compiler and every backend; ``refused`` where that is not possible, and the user's message."""
+    row = ROWS[name]
+    feeds = row.inputs(SMALL)
+    try:
+        masked = imposed(row)
+        compact = tpcompile.lower(masked)
+    except TpcompileError as error:
+        return {"refused": row.refused, "message": f"{type(error).__name__}: {str(error).strip()}"}
+    wants = [masked(**feed) for feed in feeds]
+    traces = [compact.trace(**feed) for feed in feeds]
+    dense = sum(flops(lambda feed=feed: row.model()(**feed)) for feed in feeds)
+    return {
+        "sites": len(compact.sites),
+        "unruled": unruled(row),
+        "kept": [[int(keep.sum()) for keep in trace.keep] for trace in traces],
+        "gap": max(far(trace.outputs, want) for trace, want in zip(traces, wants, strict=True)),
+        "engines": {target: held(target, emit(compact), feeds, wants) for target in targets()},
+        "ratio": dense / sum(flops(lambda feed=feed: compact(**feed)) for feed in feeds),
+    }
 
 
-def tm(name: str, **sizes: Any) -> Callable[[Any], nn.Module]:
-    return lambda library: Timm(timm().create_model(name, **sizes))
+def targets() -> list[str]:
+    """The backends that this machine has."""
+    return [name for name, one in backends().items() if one.probe().ok]
 
 
-def text(name: str, prefix: int = 1, threshold: float = 0.8, config: str = "", part: str = "", **more: Any) -> Row:
-    return Row(hf(name, config or name.replace("Model", "Config"), {**TEXT, **SIZES, **more}, part), texts, AHEAD, prefix=prefix, threshold=threshold)
+def held(target: str, written: OnnxModel, feeds: Sequence[Feed], wants: Sequence[Mapping[str, Tensor]]) -> float | str:
+    """The largest difference of an engine; ``built`` where it cannot run here, and the reason where it cannot be built."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        out.mkdir()
+        written.save(Path(scratch) / "model.onnx")
+        try:
+            backends()[target].build(Path(scratch) / "model.onnx", out, "fp32")
+        except TpcompileError as error:
+            return first_line(error)
+        try:
+            session = backends()[target].open(out, threads=1)
+        except TpcompileError:
+            return "built"
+        with session:
+            gaps = [far(session.run({k: v.numpy() for k, v in f.items()}), want) for f, want in zip(feeds, wants, strict=True)]
+    return max(gaps)
 
 
-def vision(name: str, prefix: int = 1, outputs: tuple[str, ...] = ("last_hidden_state",), **more: Any) -> Row:
-    return Row(hf(name, name.replace("Model", "Config"), {**PIXELS, **SIZES, **more}), images, prefix=prefix, outputs=outputs)
+def realised(name: str) -> dict[str, float]:
+    """The FLOPs ratio at the large scale, and backend -> time of the dense engine over that of the pruned one over that ratio."""
+    row = ROWS[name]
+    masked, feeds, model = imposed(row, LARGE), row.inputs(LARGE), row.model(LARGE)
+    compact = tpcompile.lower(masked)
+    ratio = sum(flops(lambda feed=feed: model(**feed)) for feed in feeds) / sum(
+        flops(lambda feed=feed: compact(**feed)) for feed in feeds
+    )
+    dense = Canonicalize("whole")(capture(model, feeds[0], row.dynamic))
+    found = {"flops": ratio}
+    with tempfile.TemporaryDirectory() as scratch:
+        sessions = {}
+        for kind, program in (("dense", dense), ("pruned", compact)):
+            emit(program).save(Path(scratch) / f"{kind}.onnx")
+        for target in ("onnx", "openvino"):
+            for kind in ("dense", "pruned"):
+                (out := Path(scratch) / target / kind).mkdir(parents=True)
+                backends()[target].build(Path(scratch) / f"{kind}.onnx", out, "fp32")
+                sessions[kind] = backends()[target].open(out, threads=1)
+            times: dict[str, list[float]] = {"dense": [], "pruned": []}
+            for feed in [feeds[i % len(feeds)] for i in range(ROUNDS)]:
+                for kind in ("dense", "pruned", "pruned", "dense"):
+                    begin = time.perf_counter()
+                    sessions[kind].run({key: value.numpy() for key, value in feed.items()})
+                    times[kind].append(time.perf_counter() - begin)
+            found[target] = statistics.median(times["dense"][4:]) / statistics.median(times["pruned"][4:]) / ratio
+    return found
 
 
-ROWS: dict[str, Row] = {
-    "bert": text("BertModel"),
-    "roberta": text("RobertaModel"),
-    "distilbert": Row(hf("DistilBertModel", "DistilBertConfig", {"vocab_size": 120, "max_position_embeddings": 64, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64}), texts, AHEAD),
-    "albert": text("AlbertModel", embedding_size=16),
-    "electra": text("ElectraModel", embedding_size=16),
-    "deberta-v2": text("DebertaV2Model", relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False),
-    "mpnet": text("MPNetModel"),
-    "modernbert": text("ModernBertModel", pad_token_id=0, local_attention=8, global_attn_every_n_layers=2, num_hidden_layers=4),
-    "t5": Row(hf("T5EncoderModel", "T5Config", {"vocab_size": 120, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}), texts, AHEAD),
-    "bart": Row(hf("BartModel", "BartConfig", SEQ2SEQ, "encoder"), texts, AHEAD),
-    "marian": Row(hf("MarianModel", "MarianConfig", {**SEQ2SEQ, "decoder_start_token_id": 0}, "encoder"), texts, AHEAD),
-    "longformer": text("LongformerModel", attention_window=[8, 8, 8], max_position_embeddings=128),
-    "clip-text": text("CLIPTextModel", config="CLIPTextConfig", projection_dim=32, eos_token_id=2),
-    "vit": vision("ViTModel", outputs=("last_hidden_state", "pooler_output")),
-    "deit": vision("DeiTModel", prefix=2),
-    "deit-distilled": Row(tm("deit_tiny_distilled_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=3), images, prefix=2),
-    "beit": vision("BeitModel", use_relative_position_bias=True),
-    "dinov2-reg": vision("Dinov2WithRegistersModel", prefix=5, mlp_ratio=2),
-    "clip-vision": vision("CLIPVisionModel", outputs=("last_hidden_state", "pooler_output")),
-    "siglip": vision("SiglipVisionModel", outputs=("last_hidden_state", "pooler_output")),
-    "eva": Row(tm("eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3), images),
-    "whisper": Row(hf("WhisperModel", "WhisperConfig", {"vocab_size": 120, "num_mel_bins": 8, "d_model": 32, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 24, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}, "encoder"), drawn("input_features", 1, 8, 48)),
-    "wav2vec2": Row(hf("Wav2Vec2Model", "Wav2Vec2Config", {**SIZES, "conv_dim": [16, 16], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}), drawn("input_values", 1, 640)),
-    "ast": Row(hf("ASTModel", "ASTConfig", {**SIZES, "max_length": 48, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 6, "time_stride": 6}), drawn("input_values", 1, 48, 16), prefix=2, outputs=("last_hidden_state", "pooler_output")),
-    "yolos": vision("YolosModel", prefix=5, num_detection_tokens=4, image_size=[32, 32]),
-    "vit-mae": vision("ViTMAEModel", decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=32, mask_ratio=0.0),
-    "swin": Row(hf("SwinModel", "SwinConfig", {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}), images),
-}
+HEAD = """\
+# Coverage
+
+Written by `make tables` (`benchmarks/coverage.py`) from runs of the compiler: do not edit. The encoders people use, as transformers
+and timm build them, small and with random weights; their sites come in through `tpcompile.impose`, which finds the blocks of a model in
+its graph. BERT, RoBERTa, DistilBERT, ELECTRA and timm's vision transformers also have families, for the methods of
+[methods.md](methods.md).
+
+- *sites*: places where tokens are dropped, one a block. *kept*: tokens behind the last of them, in each of three inputs.
+- *no rule*: ops of the captured model without an axis rule. They stand where no token has been dropped, or the model is refused.
+- *gathered*, *ONNX Runtime*, *OpenVINO*, ...: the largest difference of an output from the masked model, over its largest value, float32.
+  The law is 1e-5; a row is green where all hold. *built*: an engine that this machine cannot run.
+- *FLOPs*: dense over compiled, counted in products of matrices for these inputs. It says how much is dropped at this threshold with
+  random weights, not how much a trained model can lose.
+- *realised*: how much of that is time, ONNX Runtime and OpenVINO, at a width of 384, 6 blocks, about 200 tokens, batch 1, one thread.
+"""
+TITLES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+
+def green(found: Mapping[str, Any]) -> bool:
+    """Whether a row holds the law everywhere."""
+    figures = [found.get("gap"), *(found["engines"].get(t) for t in ("onnx", "openvino"))] if "gap" in found else [None]
+    return all(isinstance(figure, float) and figure <= LAW for figure in figures)
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """docs/coverage.md."""
+    known = {name: found for name, found in document.items() if "gap" in found}
+    columns = list(dict.fromkeys(target for found in known.values() for target in found["engines"]))
+    titles = ["architecture", "sites", "kept", "no rule", "gathered", *(TITLES.get(c, c) for c in columns), "FLOPs", "realised"]
+    count = f"{sum(map(green, known.values()))} of {len(document)} rows are green."
+    lines = [HEAD, count, "", row_of(titles), row_of(["---"] * len(titles))]
+    for name, found in known.items():
+        shown = [f"{v:.0e}" if isinstance(v := found["engines"].get(c, ""), float) else str(v) for c in columns]
+        timed = found.get("realised", {})
+        realised_ = ", ".join(f"{timed[t]:.2f}" for t in ("onnx", "openvino") if t in timed)
+        kept = ", ".join(str(counts[-1]) for counts in found["kept"])
+        rules = ", ".join(f"`{op}`" for op in found["unruled"])
+        cells = [name, str(found["sites"]), kept, rules, f"{found['gap']:.0e}", *shown, f"/{found['ratio']:.2f}"]
+        lines.append(row_of([*cells, f"{realised_} at /{timed['flops']:.2f}" if timed else ""]))
+    lines += ["", "## Refused", ""]
+    for name, found in document.items():
+        if "message" in found:
+            lines += [f"**{name}**: {found['refused']}.", "", "```", found["message"], "```", ""]
+    return "\n".join(lines)
+
+
+def row_of(cells: Sequence[str]) -> str:
+    """A line of the table."""
+    return f"| {' | '.join(cells)} |"
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str]) -> int:
+    """Measure what is missing, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=list(ROWS), action="append", help="measure this architecture again")
+    parser.add_argument("--time", choices=list(ROWS), action="append", help="time the engines of this architecture")
+    parser.add_argument("--page", action="store_true", help="write the page from what is known")
+    options = parser.parse_args(arguments)
+    known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
+    for name in wanted(options, known):
+        begin = time.perf_counter()
+        known[name] = measured(name)
+        print(
+            f"{name}: {time.perf_counter() - begin:.0f} s, {'green' if green(known[name]) else known[name]}",
+            file=sys.stderr,
+            flush=True,
+        )
+        write(known)
+    for name in options.time or ():
+        known[name]["realised"] = realised(name)
+        print(f"{name}: {known[name]['realised']}", file=sys.stderr, flush=True)
+        write(known)
+    write(known)
+    return 0
+
+
+def wanted(options: argparse.Namespace, known: Mapping[str, Any]) -> list[str]:
+    """The rows to measure."""
+    missing = [name for name in ROWS if name not in known]
+    return options.only or ([] if options.page or options.time else missing)
+
+
+def write(known: Mapping[str, Any]) -> None:
+    """The figures and the page, in the order of the rows."""
+    ordered = {name: known[name] for name in ROWS if name in known}
+    FOUND.parent.mkdir(exist_ok=True)
+    FOUND.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(ordered), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

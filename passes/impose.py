@@ -11,14 +11,15 @@ No training, and no names of a model's parts: what a block is follows from the g
    read: where the feed-forward's residual begins. Where none stands between two attentions there is no site, and the report says so;
 5. behind it, logits of dropped keys are -inf;
 6. at the last cut that is made by the same op as the sites (the end of the last block) dropped rows come back as they were (``restore``),
-   so that heads may read or pool any token;
+   so that heads may read or pool any token; or, for a decoder, the living rows alone go on, with an output ``memory_mask`` beside them;
 7. inputs ``[B, N]`` that hold 0 and 1 in the example, and 1 at position 0, are taken to do so always: the engine checks it.
 
 The result is a masked program like any other: ``place`` proves its sites.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ from torch import fx
 
 from tpcompile.axes import NEG_INF
 from tpcompile.errors import MarkError
-from tpcompile.ops import PRUNE, RESTORE
+from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described, Key
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.candidates import bit_inputs
@@ -34,6 +35,8 @@ from tpcompile.passes.insert import Writer
 from tpcompile.program import Program, Stage, where_of
 
 aten = torch.ops.aten
+MASK = "memory_mask"
+"""Output of a program that ends with a memory: bool ``[B, K]``, the rows that live."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Impose(GraphPass):
     """Drop tokens that receive little attention; the module docstring lists the cases.
 
     ``threshold``: of the mean attention received; ``prefix``: leading tokens that never fall; ``blocks``: numbers of the attentions that
-    decide, joined by ``+``, all of them where empty.
+    decide, joined by ``+``, all of them where empty; ``memory``: end with the living rows and their mask.
     """
 
     name: ClassVar[str] = "impose"
@@ -51,6 +54,7 @@ class Impose(GraphPass):
     threshold: float = 0.5
     prefix: int = 1
     blocks: str = ""
+    memory: bool = False
 
     def run(self, program: Program) -> Program:
         """Return the masked program.
@@ -59,15 +63,18 @@ class Impose(GraphPass):
             MarkError: the program has no self-attention, or none with a cut behind it.
         """
         draft = program.draft()
-        found = list(attentions(AxesMap(draft.graph)))
+        axes = AxesMap(draft.graph)
+        found = list(attentions(axes))
         if not found:
             raise MarkError(
                 "no softmax of the model runs over keys that are the queries' own tokens",
                 fix="write the sites yourself with ops.prune(x, keep), or give a model with plain self-attention",
             )
         chosen = {int(number) for number in self.blocks.split("+")} if self.blocks else set(range(len(found)))
-        cuts = _cuts(draft.graph, found)
-        sites = {i: one for i, group in enumerate(cuts) if i in chosen and (one := next(filter(_splits, group), None)) is not None}
+        cuts = _cuts(draft.graph, axes, found)
+        sites = {
+            i: one for i, group in enumerate(cuts) if i in chosen and (one := next(filter(_splits, group), None)) is not None
+        }
         if not sites:
             raise MarkError(
                 f"behind none of the {len(found)} attentions of the model everything goes through hidden states [B, N, C]",
@@ -79,11 +86,16 @@ class Impose(GraphPass):
             imposed.attention(one)
             if number in sites:
                 imposed.site(one, sites[number])
-        imposed.restore(last)
+        names = program.output_names
+        if self.memory:
+            imposed.remember(last)
+            names = (*names, MASK)
+        else:
+            imposed.restore(last)
         missed = [where_of(one.map) for i, one in enumerate(found) if i in chosen and i not in sites]
         report = [f"no site behind the attention at {where}: not everything goes through hidden states" for where in missed]
         bits = bit_inputs(program)
-        return program.adopt(draft, refresh=False, report=(*program.report, *report), bits=bits)
+        return program.adopt(draft, refresh=self.memory, report=(*program.report, *report), bits=bits, output_names=names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,10 @@ class Attention:
     map: fx.Node
     queries: int
     value: fx.Node
+
+    def keys(self, axes: AxesMap) -> Key:
+        """What its last dim runs over."""
+        return axes.axis(self.map, self.map.meta["val"].dim() - 1)
 
 
 def attentions(axes: AxesMap) -> Iterator[Attention]:
@@ -134,8 +150,8 @@ def _dims(call: Described, node: fx.Node, factor: str) -> Iterator[int]:
     return (d for i, n in enumerate(call.operands) if n is node for d in call.of(i, factor))
 
 
-def _cuts(graph: fx.Graph, found: Sequence[Attention]) -> list[list[fx.Node]]:
-    """Behind each attention, before the next, the hidden states through which alone the stream goes on."""
+def _cuts(graph: fx.Graph, axes: AxesMap, found: Sequence[Attention]) -> list[list[fx.Node]]:
+    """Behind each attention, before the next, the hidden states of its tokens through which alone the stream goes on."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     stream = _stream(found[0].value)
     last = {node: max((order[user] for user in node.users), default=-1) for node in stream}
@@ -148,7 +164,7 @@ def _cuts(graph: fx.Graph, found: Sequence[Attention]) -> list[list[fx.Node]]:
             continue
         alive.add(node)
         block = sum(bound < order[node] for bound in bounds) - 1
-        if len(alive) == 1 and block >= 0 and _hidden(node):
+        if len(alive) == 1 and block >= 0 and _hidden(node) and axes.axis(node, 1) == found[block].keys(axes):
             cuts[block].append(node)
     return cuts
 
@@ -181,6 +197,11 @@ def _hidden(node: fx.Node) -> bool:
     """Whether it is a float ``[B, N, C]``."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dim() == 3 and value.is_floating_point() and value.shape[2] != 1
+
+
+def _pruned(cut: fx.Node) -> fx.Node:
+    """A cut, behind its site where it has one."""
+    return next((user for user in cut.users if user.target is PRUNE), cut)
 
 
 class _Imposed:
@@ -223,14 +244,23 @@ class _Imposed:
 
     def restore(self, cut: fx.Node) -> None:
         """Bring dropped rows back where the stream leaves the last block."""
-        here = next((user for user in cut.users if user.target is PRUNE), cut)
-        write = Writer(cut.graph, here, cut)
-        rows = here
-        readers = list(here.users)
+        rows = here = _pruned(cut)
+        write, readers = Writer(cut.graph, here, cut), list(here.users)
         for keep, base in reversed(self.bases):
             rows = write(RESTORE, rows, keep, base)
         for reader in readers:
             reader.replace_input_with(here, rows)
+
+    def remember(self, cut: fx.Node) -> None:
+        """Go on with the living rows alone where the stream leaves the last block, and give their mask out."""
+        here = _pruned(cut)
+        write, readers = Writer(cut.graph, here, cut), list(here.users)
+        pair = write(MEMORY, here, self.alive)
+        rows, mask = write(operator.getitem, pair, 0), write(operator.getitem, pair, 1)
+        for reader in readers:
+            reader.replace_input_with(here, rows)
+        output = cut.graph.output_node()
+        output.args = ((*output.args[0], mask),)  # type: ignore[misc]  # a tuple of nodes
 
     def _received(self, write: Writer, one: Attention) -> fx.Node:
         """What each token receives, ``[B, N]``: of every living query the mean over heads, summed."""

@@ -128,12 +128,19 @@ def _alike(node: fx.Node, *others: fx.Node) -> bool:
 
 
 class Writer:
-    """Writes nodes one behind the other, with their metadata, at a user's line."""
+    """Writes nodes one behind the other, with their metadata, at a user's line.
+
+    Args:
+        graph: to write into.
+        last: the node that the first one stands behind.
+        like: whose line and module the nodes get.
+    """
 
     def __init__(self, graph: fx.Graph, last: fx.Node, like: fx.Node) -> None:
         self.graph, self.last, self.like = graph, last, like
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Write a call behind the last one."""
         with self.graph.inserting_after(self.last):
             made = self.graph.call_function(target, args, kwargs)
         made.meta = {k: v for k, v in self.like.meta.items() if k in ("stack_trace", "nn_module_stack")}

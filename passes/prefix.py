@@ -1,8 +1,8 @@
 """A prefix joined in front of what was computed without it: ``cat([a, f(x[:, k:])])`` is ``where(position < k, a, f(x))``.
 
 A decision is often made for patches only, and ones for the class token are laid in front of it. As a join, the mask's positions depend on
-how many tokens there are; read as a selection by position, it follows the tokens. ``f`` is anything that works row by row; tables that it reads,
-such as rotary angles without a row for the class token, get rows of zeros in front, which the selection never picks.
+how many tokens there are; read as a selection by position, it follows the tokens. ``f`` is anything that works row by row;
+tables that it reads, such as rotary angles without a row for the class token, get rows of zeros in front, which are never picked.
 """
 
 import sys

@@ -16,7 +16,7 @@ from onnxscript.values import Op, Opset
 
 from tpcompile.ops import COMPACT, FIT, GATHERED, MEMORY, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR
+from tpcompile.rows import FAR, MIN_COUNT
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
@@ -62,15 +62,9 @@ def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = No
 
 
 def _memory(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
-    """Batch 1: the living rows in order."""
-    flat: Any = op.Constant(value_ints=[-1])
-    positions = op.Reshape(op.NonZero(op.Reshape(keep, flat)), flat)
-    return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1)
-
-
-def _memory_ragged(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
-    """Each sample's living rows first, in order, then zeros."""
-    rows, alive, _ = _fetch(x, keep, _cut(keep, lambda needed: needed))
+    """Each sample's living rows first, in order, then zeros: at least two rows where there are as many."""
+    least, length = op.Constant(value_ints=[MIN_COUNT]), op.Shape(x, start=1, end=2)
+    rows, alive, _ = _fetch(x, keep, _cut(keep, lambda needed: op.Min(op.Max(needed, least), length)))
     return op.Where(op.Unsqueeze(alive, op.Constant(value_ints=[-1])), rows, op.Constant(value_float=0.0)), alive
 
 
@@ -252,7 +246,7 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
 
     own: dict[Callable[..., Any], Callable[..., Any]] = {
         GATHERED: _gathered,
-        MEMORY: _memory_ragged if ragged else _memory,
+        MEMORY: _memory,
         PRUNE: _prune,
         RANK: _rank,
         RESTORE: _restore,

@@ -2,8 +2,8 @@
 
 Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
 ``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
-each sample by its own positions; ``put`` is what ``restore`` becomes. ``memory`` is for what another model reads: short in both forms. A model that gathers by itself says so with ``gathered``
-(docs/decisions/0011).
+each sample by its own positions; ``put`` is what ``restore`` becomes. ``memory`` leaves the living rows to a decoder, in both forms alike.
+A model that gathers by itself says so with ``gathered`` (docs/decisions/0011).
 """
 
 from collections.abc import Sequence
