@@ -23,7 +23,7 @@ ROWS = (
     ("passes.insert",),
     ("passes.base", "passes.schedule"),
     ("passes.canonicalize", "passes.mark", "passes.place", "passes.compact", "passes.cleanup", "passes.dense", "passes.lower"),
-    ("passes.recognise", "passes.optimize"),
+    ("passes.impose", "passes.recognise", "passes.optimize"),
     ("passes", "backends"),
     ("bundle", "agreement", "chain", "kept", "keptsets", "probes", "stages"),
     ("engine",),
