@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -70,6 +70,15 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@runtime_checkable
+class Shareable(Session, Protocol):
+    """A session whose compiled engine several callers can use at once."""
+
+    def share(self) -> Session:
+        """A session for another caller, on the same compiled engine."""
+        ...
 
 
 class Backend(Protocol):

@@ -86,6 +86,10 @@ class OnnxSession:
             raise UsageError("the session is closed", fix="open the engine again")
         return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
 
+    def share(self) -> "OnnxSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: ``run`` takes several callers."""
+        return OnnxSession(self._session)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
         self._session = None

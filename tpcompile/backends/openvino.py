@@ -103,6 +103,7 @@ class OpenVinoSession:
     """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._names = [port.get_any_name() for port in compiled.outputs]
 
@@ -113,9 +114,13 @@ class OpenVinoSession:
         results = self._request.infer(dict(feeds))
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
 
+    def share(self) -> "OpenVinoSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: a request of its own."""
+        return OpenVinoSession(self._compiled)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
-        self._request = None
+        self._compiled = self._request = None
 
     def __enter__(self) -> Self:
         return self
