@@ -26,7 +26,7 @@ from tpcompile.latency import EFFECT, Latency
 from tpcompile.latency import bench as measure_latency
 from tpcompile.parity import NOISE, TOLERANCE, Parity
 from tpcompile.parity import validate as measure_parity
-from tpcompile.passes import Dump, pipeline
+from tpcompile.passes import Canonicalize, Dump, Impose, pipeline
 from tpcompile.passes.assumptions import UNDERFLOW
 from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
@@ -39,9 +39,9 @@ from tpcompile.targets import Slo
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the step and the number of steps."""
 
-Model = nn.Module | ExportedProgram | str | Path
+Model = nn.Module | ExportedProgram | Program | str | Path
 
-__all__ = ["bench", "export", "load", "lower", "report", "validate"]
+__all__ = ["bench", "export", "impose", "load", "lower", "report", "validate"]
 
 MIXED = 8
 """Samples a batch when a ragged bundle is validated: enough for lengths and counts to differ."""
@@ -59,7 +59,7 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     """Capture a model and run every pass.
 
     Args:
-        model: a pruned module, an ExportedProgram, a ``.pt2`` file, or a model directory with ``method``.
+        model: a pruned module, an ExportedProgram, a ``.pt2`` file, what ``impose`` made, or a model directory with ``method``.
         inputs: example tensors by parameter name; a model directory brings its own.
         dynamic: per input, dim -> name, such as ``{"input_ids": {1: "seq"}}``.
         batch: ``one``, or ``ragged``: any number of samples, each with its own counts, padded to the batch's largest.
@@ -79,6 +79,32 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
     with Dump(Path(dump_ir)) if dump_ir else nullcontext() as hook:
         return pipeline(batch, assume_masked)(captured, hook)
+
+
+def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, dynamic: Dynamic | None = None, threshold: float = 0.5,
+           prefix: int = 1, blocks: Sequence[int] = (), memory: bool = False) -> Program:  # fmt: skip
+    """Make a dense model a masked one, without training: in each block, tokens that receive little attention are dropped.
+
+    For any encoder with softmax attention over its own tokens; no part of it needs a name.
+
+    Args:
+        model: dense, in eval mode.
+        inputs: example tensors by parameter name.
+        dynamic: per input, dim -> name.
+        threshold: share of the mean attention below which a token falls: 1 is what a token receives on average, whatever the length.
+        prefix: leading tokens that never fall: class, distillation and register tokens.
+        blocks: the attentions that decide, counted from 0; default: all.
+        memory: leave dropped tokens out of the outputs, for a decoder that reads them: an output ``memory_mask`` says which rows live.
+
+    Returns:
+        The masked program: it runs (``program(**inputs)``), and ``lower`` and ``export`` take it as a model.
+
+    Raises:
+        CaptureError: torch.export failed.
+        MarkError: the model has no self-attention, or nothing but hidden states behind none.
+    """
+    step = Impose(threshold, prefix, "+".join(map(str, blocks)), memory)
+    return step(Canonicalize()(capture(model, inputs, dynamic)))
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
