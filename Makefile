@@ -43,8 +43,9 @@ format: $(STAMP) ## rewrite the sources in the house format
 bench: $(STAMP) ## the latency table over streams of real text; writes JSON
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py
 
-tables: $(STAMP) ## docs/methods.md: what is not measured yet, through the compiler (half an hour for all methods)
+tables: $(STAMP) ## docs/methods.md and docs/coverage.md: what is not measured yet, through the compiler (half an hour for all methods)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out
