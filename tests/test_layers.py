@@ -11,8 +11,8 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
     ("errors",),
-    ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "rows", "stats"),
-    ("ops", "manifest", "patchview", "samples", "untraceable", "graphview"),
+    ("axes", "spec", "compat", "flops", "frames", "frozen", "images", "recipe", "roofline", "rows", "stats"),
+    ("ops", "manifest", "patchview", "samples", "untraceable", "graphview", "breakeven"),
     ("program", "models", "pictures"),
     ("text", "data", "graphdiff", "capture", "onnxops", "onnxnames", "onnxfuse", "fxview", "passes.rules"),
     ("passes.axesmap", "emit"),
@@ -25,8 +25,8 @@ ROWS = (
     ("passes.canonicalize", "passes.mark", "passes.place", "passes.compact", "passes.cleanup", "passes.dense", "passes.lower"),
     ("passes.recognise", "passes.optimize"),
     ("passes", "backends"),
-    ("bundle", "agreement", "chain", "kept", "keptsets", "probes", "stages", "targets", "timing"),
-    ("engine", "workers"),
+    ("bundle", "agreement", "chain", "kept", "keptsets", "probes", "stages", "targets", "timing", "folding"),
+    ("engine", "workers", "attribution"),
     ("parity", "latency", "subject", "footprint"),
     ("report", "differ", "watch", "plan"),
     ("tune",),

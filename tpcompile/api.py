@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
+from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend
 from tpcompile.build import compile_subject, fill
@@ -184,7 +187,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
           confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
-          memory: bool = True, progress: Progress | None = None) -> Latency:  # fmt: skip
+          memory: bool = True, attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -203,6 +206,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
         workers: callers at once; more than 1 measures that too.
         memory: measure the peak memory of each engine, in a process of its own.
+        attribute: profile both engines: where the time goes, and from where on pruning should pay.
         progress: called per phase.
     """
     found = bundles.read(path)
@@ -218,12 +222,15 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples by {size}, {2 * repeats} passes", 0, 1)
-    twin = other.path
+    twin, kept = other.path, cache(lambda: counts(path, groups) if own else [])
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
-        flops=found.manifest.flops if own else None, counts=lambda: counts(path, groups) if own else (),
+        flops=found.manifest.flops if own else None, counts=kept,
     )  # fmt: skip
+    if attribute:
+        times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
+        latency = replace(latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times))))
     if memory:
         latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())

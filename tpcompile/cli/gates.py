@@ -114,6 +114,9 @@ def validate(settings: Settings, /, bundle: Path, **options: Any) -> None:
     show_default=True,
     help="Callers at once on one engine: more than 1 measures throughput under load too.",
 )
+@click.option(
+    "--attribute", is_flag=True, help="Profile both engines: where the time goes, and from where on pruning should pay."
+)
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure each engine's peak memory.")
 @click.pass_obj
 def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
