@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
+from tpcompile import overview
 from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
-from tpcompile.backends.base import Backend
+from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle, Vector
 from tpcompile.capture import Dynamic, capture
@@ -242,10 +243,10 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     """Validate and time a bundle, and show both in one HTML file, with what was kept of a few samples drawn over them.
 
     Args:
-        path: the bundle.
+        path: the bundle; or a folder of bundles: each that has no reports yet gets them, and one page compares all.
         data: see ``validate``.
         samples: at most this many.
-        out: the file to write; default ``reports/report.html`` in the bundle.
+        out: the file to write; default ``reports/report.html`` in the bundle, ``overview.html`` in a folder of them.
         truncate: as for ``validate``.
         batch: samples an inference.
         threads: per engine, for the timing.
@@ -254,14 +255,29 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     Returns:
         The file.
     """
+    if Path(path).is_dir() and not (Path(path) / overview.MANIFEST).exists():
+        return _overview(Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
     found = bundles.read(path)
     parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
-    latency = bench(path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
+    told = isinstance(backend(found.manifest.target), Profiler)
+    latency = bench(
+        path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, attribute=told, progress=progress
+    )
     seen = traces(path, _samples(found, data, samples, "docstrings:report", truncate))
     page = ReportData(
         found.manifest.model.id, (EngineRun(found.manifest, parity, latency),), seen, tuple(filter(None, [found.manifest.note]))
     )
     return write_report(page, Path(out) if out is not None else found.path / "reports" / "report.html")
+
+
+def _overview(folder: Path, out: str | Path | None, **options: Any) -> Path:
+    """A page for a folder of bundles."""
+    found = overview.bundles_in(folder)
+    for one in found:
+        if not overview.measured(one):
+            report(one.path, **options)
+    page = Path(out) if out is not None else folder / "overview.html"
+    return overview.write_overview([overview.entry(one, folder) for one in found], page, f"Bundles in {folder.resolve().name}")
 
 
 def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:

@@ -76,12 +76,14 @@ class Attribution:
             rows.append(f"{name:<12}{self.dense.classes[name]:>10.1f}{self.pruned.classes[name]:>11.1f}{floor:>24}")
         rows.append(f"{'runtime':<12}{self.dense.runtime:>10.1f}{self.pruned.runtime:>11.1f}")
         rows.append(f"this machine at best: {self.machine.gflops:.0f} GFLOP/s, {self.machine.gbytes:.1f} GB/s")
-        return "\n".join([*rows, *_words(self.pays)])
+        return "\n".join([*rows, *filter(None, [self.words()])])
+
+    def words(self) -> str:
+        """From where on pruning should pay; empty where that cannot be told."""
+        return _words(self.pays) if self.pays is not None else ""
 
 
-def _words(pays: BreakEven | None) -> list[str]:
-    if pays is None:
-        return []
+def _words(pays: BreakEven) -> str:
     known = [
         (pays.keep, "where every site keeps at most {:.0%} of the tokens"),
         (pays.length, "from {} tokens on" + (f" (measured: {pays.measured_length})" if pays.measured_length else "")),
@@ -89,7 +91,7 @@ def _words(pays: BreakEven | None) -> list[str]:
     ]
     said = [text.format(value) for value, text in known if value is not None]
     checked = f"off by {pays.error:.0%} on samples not fitted on, right about the faster one on {pays.agrees:.0%}"
-    return [f"pruning should pay {', '.join(said) or 'nowhere in range'}; {checked}"]
+    return f"pruning should pay {', '.join(said) or 'nowhere in range'}; {checked}"
 
 
 def attribute(
