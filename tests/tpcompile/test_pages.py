@@ -52,7 +52,7 @@ def pages(
     found = {
         "text": text_bundles["onnx"],
         "image": image_bundle,
-        "staged": build(bert_folder, room / "staged", Wish("dynamic", "staged", (), None, 1.0, False), **ltp),
+        "staged": build(bert_folder, room / "staged", Wish(form="staged"), **ltp),
         "ragged": build(bert_folder, room / "ragged", batch="ragged", **ltp),
         "gathered": build(bert_folder, room / "gathered", method="tome", parameters={"r": [4, 0, 0]}),
     }
