@@ -1,0 +1,11 @@
+"""docs/performance.md."""
+
+MARKS = "<!-- speed -->"
+
+
+def page(documents):
+    return ""
+
+
+def readme(documents):
+    return ""
