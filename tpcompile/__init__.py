@@ -10,7 +10,7 @@ from tpcompile.errors import TpcompileError
 
 if TYPE_CHECKING:
     from tpcompile import models, ops
-    from tpcompile.api import bench, export, load, lower, validate
+    from tpcompile.api import bench, export, impose, load, lower, validate
     from tpcompile.bisection import bisect
     from tpcompile.bundle import Bundle
     from tpcompile.differ import diff
@@ -23,7 +23,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
-    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "load": "engine", "lower": "api", "validate": "api",
+    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "impose": "api",
+    "load": "engine", "lower": "api", "validate": "api",
 }  # fmt: skip
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "bisect",
     "diff",
     "export",
+    "impose",
     "load",
     "lower",
     "models",

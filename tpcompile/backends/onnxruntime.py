@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import Availability
+from tpcompile.backends.base import ANY, Availability, Extent, without_choice
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class OnnxRuntime:
     """
 
     name: ClassVar[str] = "onnx"
+    profiled: ClassVar[bool] = False
+    verified_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def probe(self) -> Availability:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -35,7 +37,12 @@ class OnnxRuntime:
             return Availability(False, reason=f"onnxruntime cannot be imported: {error}", fix="pip install onnxruntime")
         return Availability(True, version=onnxruntime.__version__, devices=tuple(onnxruntime.get_available_providers()))
 
-    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
+    def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        _check_precision(precision)
+        return without_choice(self.name, capabilities)
+
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
         """Copy the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
         _check_precision(precision)
         _runtime()
@@ -78,6 +85,10 @@ class OnnxSession:
         if self._session is None:
             raise UsageError("the session is closed", fix="open the engine again")
         return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+
+    def share(self) -> "OnnxSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: ``run`` takes several callers."""
+        return OnnxSession(self._session)
 
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import Availability
+from tpcompile.backends.base import ANY, Availability, Extent, without_choice
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
@@ -34,6 +34,8 @@ class OpenVino:
     """Builds OpenVINO IR and opens it on the CPU plugin with the latency hint."""
 
     name: ClassVar[str] = "openvino"
+    profiled: ClassVar[bool] = False
+    verified_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def probe(self) -> Availability:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -46,7 +48,12 @@ class OpenVino:
             return Availability(False, openvino.__version__, "openvino has no CPU device", "reinstall openvino", devices)
         return Availability(True, version=openvino.__version__, devices=devices)
 
-    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
+    def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        _hint(precision)
+        return without_choice(self.name, capabilities)
+
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
         """See :class:`~tpcompile.backends.base.Backend`. Compiles once: what the plugin refuses must fail here, not at load."""
         _hint(precision)
         openvino = _runtime()
@@ -96,6 +103,7 @@ class OpenVinoSession:
     """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._names = [port.get_any_name() for port in compiled.outputs]
 
@@ -106,9 +114,13 @@ class OpenVinoSession:
         results = self._request.infer(dict(feeds))
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
 
+    def share(self) -> "OpenVinoSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: a request of its own."""
+        return OpenVinoSession(self._compiled)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
-        self._request = None
+        self._compiled = self._request = None
 
     def __enter__(self) -> Self:
         return self
