@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # streams.py, which the choice of thresholds shares
+
 from cells import Cell, default, matrix
 from measure import measure, rehearse
 from page import MARKS, page, readme

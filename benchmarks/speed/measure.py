@@ -151,10 +151,10 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
 
 
 def rehearse(cell: Cell, room: Path, peers: str) -> dict[str, str]:
-    """Open every row once, so that what peers export at first is there when it counts; what does not open, and why."""
+    """Open every peer once, so that what it exports at first is there when it counts; what does not open, and why."""
     left = {}
     for row in rows(cell, room, peers):
-        if not row.python or Path(row.python).is_file():
+        if row.python and Path(row.python).is_file():
             child = _start(row)
             try:
                 child.answer()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -66,7 +67,7 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
     _write(compiled.engine, room / "engine")
     _write(compiled.twin, room / "twin")
     log(f"{cell.subject}: naive export")
-    naive(subject, room / "naive")
+    naive(compiled.subject, room / "naive")
     counts = api.counts(bundle, groups)
     if cell.batch == 1:
         static(room, workload.bounded, groups, counts)
@@ -77,6 +78,12 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
     }  # fmt: skip
     facts.write_text(json.dumps(known), encoding="utf-8")
     return room
+
+
+@cache
+def _compiled(source: str, method: str, thresholds: tuple[float, ...], batch: str) -> build.Compiled:
+    """Compiled once for all engines of a run."""
+    return build.compile_subject(subject_of(source, None, None, method, {"thresholds": list(thresholds)}, batch=batch))
 
 
 def _wish(cell: Cell, chosen: Chosen) -> Wish:
