@@ -114,7 +114,8 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
+           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False,
+           lengths: Sequence[int] = (), prime: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
            force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
@@ -136,6 +137,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.
         tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
+        lengths: a ladder, as ``buckets``, that the length of an input is rounded up to; refused where padding is not proved to change
+            nothing.
+        prime: put inputs of that data into the bundle that ``load`` runs, so that shapes like theirs are not new to the runtime later.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -153,7 +157,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         TpcompileError: see ``tpcompile.errors``.
     """
     runtime = backend(target)
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune, dict(dims or {}), runtime.profiled)
+    wish = Wish(
+        lowering, form, tuple(buckets), calibrate, static_quantile, tune, tuple(lengths), prime, dict(dims or {}), runtime.profiled
+    )
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
