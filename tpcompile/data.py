@@ -26,6 +26,7 @@ from tpcompile.images import CONFIG
 from tpcompile.pictures import load_images
 from tpcompile.samples import Role, Sample, batches, collate
 from tpcompile.spec import Patches
+from tpcompile.tensors import is_tensors, read_tensors
 
 __all__ = [
     "PARTS",
@@ -109,6 +110,8 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit on samples is {limit}", fix="give 1 or more")
+    if spec is not None and is_tensors(Path(spec)):
+        return read_tensors(Path(spec), names, limit, patches)
     if (folder / CONFIG).is_file() and not (folder / "tokenizer.json").is_file():
         return load_images(spec, folder, limit, names=names, patches=patches)
     tokenizer = open_tokenizer(folder)
