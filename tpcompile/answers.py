@@ -25,7 +25,7 @@ def answer_text(sample: Sample, outputs: Mapping[str, NDArray[Any]], nothing: bo
         nothing: there may be no answer: position 0 then stands for that.
     """
     start, end = (outputs[name][0].astype(np.float64) for name in ENDS)
-    inside = np.array([high > low for low, high in sample.spans], dtype=bool)
+    inside = np.array([high > low >= sample.context for low, high in sample.spans], dtype=bool)
     length = len(inside)
     sums = start[:length, None] + end[None, :length]
     reach = np.subtract.outer(np.arange(length), np.arange(length))

@@ -26,6 +26,7 @@ class Sample:
         label: class index or None.
         number: the right number, where the task is a regression.
         answers: the right answers' texts, where the task is to find one in ``text``; empty: there is none.
+        context: where in ``text`` the part begins that answers are looked for in.
         metric: of the labels, a name in ``tpcompile.scores.METRICS``; empty: accuracy.
         pair: number of the retrieval pair, or None.
         role: ``query`` or ``target`` in a pair.
@@ -45,6 +46,7 @@ class Sample:
     picture: NDArray[np.uint8] | None = None
     number: float | None = None
     answers: tuple[str, ...] | None = None
+    context: int = 0
     metric: str = ""
 
     @property
