@@ -10,7 +10,7 @@ from tpcompile.errors import TpcompileError
 
 if TYPE_CHECKING:
     from tpcompile import models, ops
-    from tpcompile.api import bench, export, load, lower
+    from tpcompile.api import bench, export, impose, load, lower
     from tpcompile.bisection import bisect
     from tpcompile.bundle import Bundle
     from tpcompile.differ import diff
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
-    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "load": "engine", "lower": "api",
+    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "impose": "api", "load": "engine", "lower": "api",
     "validate": "proving", "verify": "verification",
 }  # fmt: skip
 
@@ -40,6 +40,7 @@ __all__ = [
     "bisect",
     "diff",
     "export",
+    "impose",
     "load",
     "lower",
     "models",

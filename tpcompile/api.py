@@ -19,9 +19,10 @@ from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, UsageError
 from tpcompile.feeds import batch_of, samples_of
 from tpcompile.flops import Counts
-from tpcompile.latency import Latency, Slo
+from tpcompile.footprint import peaks
+from tpcompile.latency import EFFECT, Latency
 from tpcompile.latency import bench as measure_latency
-from tpcompile.passes import Dump, pipeline
+from tpcompile.passes import Canonicalize, Dump, Impose, pipeline
 from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
 from tpcompile.proving import Progress, validate
@@ -29,10 +30,11 @@ from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace
 from tpcompile.report import write as write_report
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.subject import subject_of
+from tpcompile.targets import Slo
 
-Model = nn.Module | ExportedProgram | str | Path
+Model = nn.Module | ExportedProgram | Program | str | Path
 
-__all__ = ["bench", "export", "load", "lower", "report", "validate"]
+__all__ = ["bench", "export", "impose", "load", "lower", "report", "validate"]
 
 SHOWN = 6
 """Samples that a report draws."""
@@ -48,7 +50,7 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
     """Capture a model and run every pass.
 
     Args:
-        model: a pruned module, an ExportedProgram, a ``.pt2`` file, or a model directory with ``method``.
+        model: a pruned module, an ExportedProgram, a ``.pt2`` file, what ``impose`` made, or a model directory with ``method``.
         inputs: example tensors by parameter name; a model directory brings its own.
         dynamic: per input, dim -> name, such as ``{"input_ids": {1: "seq"}}``.
         batch: ``one``, or ``ragged``: any number of samples, each with its own counts, padded to the batch's largest.
@@ -70,20 +72,46 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
         return pipeline(batch, assume_masked)(captured, hook)
 
 
+def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, dynamic: Dynamic | None = None, threshold: float = 0.5,
+           prefix: int = 1, blocks: Sequence[int] = (), memory: bool = False) -> Program:  # fmt: skip
+    """Make a dense model a masked one, without training: in each block, tokens that receive little attention are dropped.
+
+    For any encoder with softmax attention over its own tokens; no part of it needs a name.
+
+    Args:
+        model: dense, in eval mode.
+        inputs: example tensors by parameter name.
+        dynamic: per input, dim -> name.
+        threshold: share of the mean attention below which a token falls: 1 is what a token receives on average, whatever the length.
+        prefix: leading tokens that never fall: class, distillation and register tokens.
+        blocks: the attentions that decide, counted from 0; default: all.
+        memory: leave dropped tokens out of the outputs, for a decoder that reads them: an output ``memory_mask`` says which rows live.
+
+    Returns:
+        The masked program: it runs (``program(**inputs)``), and ``lower`` and ``export`` take it as a model.
+
+    Raises:
+        CaptureError: torch.export failed.
+        MarkError: the model has no self-attention, or nothing but hidden states behind none.
+    """
+    step = Impose(threshold, prefix, "+".join(map(str, blocks)), memory)
+    return step(Canonicalize()(capture(model, inputs, dynamic)))
+
+
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
            calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
-           skip_below: float = 0.0, force: bool = False, dump_ir: str | Path | None = None,
-           progress: Progress | None = None) -> Bundle:  # fmt: skip
+           skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
+           force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
     """Compile a model into a bundle: engine, dense baseline, masked reference and test vectors.
 
     Args:
         model: as ``lower`` takes it.
         inputs: example tensors by parameter name; a model directory brings its own.
         out: the folder to write; written whole or not at all.
-        target: ``onnx`` or ``openvino``.
+        target: ``onnx``, ``openvino``, ``tensorrt`` or ``tensorrt-rtx``.
         dynamic: per input, dim -> name.
         method: pruning method to wrap the model with.
         parameters: of the method.
@@ -101,6 +129,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         checkpoint: weights for a ``timm/NAME``.
         assume_masked: as ``lower`` takes it.
         skip_below: leave sites masked that save less than this share of the cost (docs/optimize.md); 0 keeps every site.
+        dims: dim name -> least, usual and largest size the engine must take, such as ``{"seq": (4, 64, 128)}``; default: what the
+            model takes.
+        capabilities: GPUs to build for, such as ``("sm86", "sm89")``; for ``tensorrt-rtx``.
         force: replace an existing bundle.
         dump_ir: folder for the text of every stage.
         progress: called before every step.
@@ -108,23 +139,25 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     Raises:
         TpcompileError: see ``tpcompile.errors``.
     """
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune)
+    runtime = backend(target)
+    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune, dict(dims or {}), runtime.profiled)
+    named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
     say = _Steps(progress)
-    _demand(backend(target))
+    _demand(runtime)
     with bundles.stage(out, force) as folder:  # first: an existing output is refused before any work
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
         subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
-        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish)
+        fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish, named)
     return bundles.read(out)
 
 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
-          repeats: int = 3, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, confidence: float = 0.95,
-          truncate: bool = False, batch: int | None = None, group: str = "stream",
-          progress: Progress | None = None) -> Latency:  # fmt: skip
+          repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
+          confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
+          memory: bool = True, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -132,14 +165,17 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         against: ``dense``, or another bundle.
         data: see ``validate``.
         samples: at most this many.
-        repeats: warm passes.
+        repeats: times that fresh sessions run the data cold and warm.
         threads: per engine.
         slo: such as ``p95<=8ms``.
         min_speedup: such as 1.3.
+        min_effect: smallest difference, as a share, that is called faster or slower.
         confidence: of the verdict.
         truncate: as for ``validate``.
         batch: samples an inference, default 1: what is timed is the batch.
         group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
+        workers: callers at once; more than 1 measures that too.
+        memory: measure the peak memory of each engine, in a process of its own.
         progress: called per phase.
     """
     found = bundles.read(path)
@@ -154,13 +190,15 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     stream = [Sample("", collate(rows), tokens=max(row.length for row in rows)) for rows in groups]
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
-        progress(f"time {len(rows)} samples by {size}, {repeats + 1} passes", 0, 1)
+        progress(f"time {len(rows)} samples by {size}, {2 * repeats} passes", 0, 1)
     twin = other.path
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
-        confidence=confidence, min_speedup=min_speedup, slo=gate,
+        confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
         flops=found.manifest.flops if own else None, counts=lambda: counts(path, groups) if own else (),
     )  # fmt: skip
+    if memory:
+        latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
     return latency
 

@@ -15,8 +15,7 @@ import torch
 
 from tpcompile import bundle as bundles
 from tpcompile import environment
-from tpcompile.backends import backend
-from tpcompile.backends.base import Backend
+from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
@@ -32,7 +31,7 @@ from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
-from tpcompile.plan import AUTO, Plan, Wish, candidates, settle
+from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.program import Program
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
@@ -129,21 +128,25 @@ def fill(
     precision: str = "fp32",
     say: Callable[[str], None] = lambda step: None,
     wish: Wish = AUTO,
+    capabilities: Sequence[str] = (),
 ) -> Plan:
     """Build a target's engines into a staged folder and seal it.
 
     Args:
         folder: from ``tpcompile.bundle.stage``.
         compiled: the model.
-        target: ``onnx`` or ``openvino``.
+        target: of the engines.
         precision: of the engine.
         say: called before every step with its name.
         wish: the lowering and form asked for.
+        capabilities: compute capabilities to build for; none: the backend's own choice.
 
     Returns:
         What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
+    extent = Extent(narrow(compiled.compact.dims, wish.dims), tuple(capabilities))
+    _admit(subject, extent)
     say("write ONNX")
     twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
@@ -155,19 +158,20 @@ def fill(
     plan, trials = _plan(folder, compiled, target, precision, say, wish)
     lowered = plan.step(compiled.compact)
     say("build engine")
-    outputs, stages = _engine(runtime, compiled, plan, folder, precision)
+    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent)
     say("build dense")
-    _build(runtime, twin, folder / "dense", precision)
+    _build(runtime, twin, folder / "dense", precision, extent)
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
     truth = (
         lowered if plan.counts else compiled.placed
     )  # a sample may overflow constant counts: then it is not the masked program's
-    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
+    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
-    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages, "measured": measured})
+    made = _manifest(compiled, target, precision, plan, outputs, extent)
+    common = made.model_copy(update={"stages": stages, "measured": measured})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
@@ -196,21 +200,43 @@ def _plan(
 
 def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
-    outputs, stages = _engine(backend(target), compiled, plan, folder, precision)
-    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages}))
+    extent = Extent(narrow(compiled.compact.dims, {}))
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent)
+    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+
+
+def _admit(subject: Subject, extent: Extent) -> None:
+    """Refuse a range of sizes that leaves out the example: what a model was traced with must fit its engine."""
+    for name, dims in subject.dynamic.items():
+        for dim, size in dims.items():
+            least, _, most = extent.sizes.get(str(size), (0, 0, 0))
+            have = subject.inputs[name].shape[dim]
+            if most and not least <= have <= most:
+                raise UsageError(
+                    f"the example's {name} has {size} = {have}; the range asked for is {least} to {most}",
+                    fix="give a range that holds the example, or another example",
+                )
 
 
 def _engine(
-    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str
+    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
         chain = cut(emit(plan.step(compiled.compact), hosted=True))
-        _build_chain(runtime, chain, folder, precision)
+        _build_chain(runtime, chain, folder, precision, replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)}))
         return chain.outputs, chain.stages
     model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
-    _build(runtime, model, folder, precision)
+    _build(runtime, model, folder, precision, extent)
     return model.outputs, ()
+
+
+def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, int, int]]:
+    """The ranges of what sites store, as the stages name them."""
+    keeps = [tensor for stage in chain.stages for tensor in stage.outputs if tensor.name.endswith(".keep")]
+    size = keeps[0].shape[1]
+    least, _, most = (size, size, size) if isinstance(size, int) else extent.sizes[size]
+    return behind_sites((least, most), plan, len(keeps))
 
 
 def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[str], None]) -> tuple[str, list[Sample]]:
@@ -235,25 +261,25 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
     return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
 
 
-def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> None:
+def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         path = Path(scratch) / "model.onnx"
         model.save(path)
-        runtime.build(path, out, precision)
+        runtime.build(path, out, precision, extent=extent)
 
 
-def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str) -> None:
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         for number, path in enumerate(chain.save(Path(scratch))):
-            runtime.build(path, out, precision, stage=number)
+            runtime.build(path, out, precision, stage=number, extent=extent)
 
 
-def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
+def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> list[Vector]:
     """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
-        longest = truth.dims.get("seq", (2, 512))[1]
-        texts = load_data(None, folder, longest, 4, names=tuple(subject.inputs))
+        least, _, longest = extent.sizes.get("seq", (2, 0, 512))
+        texts = [text for text in load_data(None, folder, longest, 4, names=tuple(subject.inputs)) if text.length >= least]
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []
     for inputs in given:
@@ -266,7 +292,9 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
     return rows
 
 
-def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec]) -> Manifest:
+def _manifest(
+    compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
+) -> Manifest:
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
     terms = {
@@ -299,7 +327,9 @@ def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outpu
         batch=subject.batch,
         patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
         note=subject.note,
-        dims=dict(compact.dims),
+        dims={name: (least, most) for name, (least, _, most) in extent.sizes.items()},
+        capabilities=extent.capabilities,
+        verified_on=backend(target).verified_on,
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
         outputs=tuple(TensorInfo.of(o) for o in outputs),
         ranges=dict(subject.values),

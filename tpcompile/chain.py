@@ -6,13 +6,14 @@ decided by ``tpcompile.rows.store``, as in eager torch.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpcompile.backends.base import Session
+from tpcompile.backends.base import Session, Shareable
 from tpcompile.errors import IntegrityError, UsageError
 from tpcompile.manifest import Manifest
 from tpcompile.rows import Rows, store
@@ -89,9 +90,18 @@ class ChainSession:
 
     def tapped(self, taps: tuple[str, ...]) -> "ChainSession":
         """The same stages, giving these taps too: no second engine is opened."""
-        other = object.__new__(ChainSession)
-        other._stages, other._results, other._known = self._stages, self._results, self._known
+        other = copy(self)
         other._wanted = (*self._results, *self._require(taps))
+        return other
+
+    def share(self) -> "ChainSession":
+        """See :class:`~tpcompile.backends.base.Shareable`.
+
+        Raises:
+            UsageError: the stages' runtime serves one caller.
+        """
+        other = copy(self)
+        other._stages = [(stage, None if session is None else shared(session)) for stage, session in self._stages]
         return other
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -115,6 +125,17 @@ class ChainSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def shared(session: Session) -> Session:
+    """A session for another caller.
+
+    Raises:
+        UsageError: the runtime serves one caller.
+    """
+    if not isinstance(session, Shareable):
+        raise UsageError("this engine's runtime serves one caller at a time", fix="leave out --workers")
+    return session.share()
 
 
 def open_chain(manifest: Manifest, open_: Callable[[int], Session], inner: Sequence[str] = ()) -> ChainSession:

@@ -1,6 +1,7 @@
 """An opened bundle: arrays in, arrays out, and on request which tokens each site kept, in original positions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ import numpy as np
 
 from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
-from tpcompile.chain import open_chain
+from tpcompile.chain import open_chain, shared
 from tpcompile.errors import InputError, UsageError
 from tpcompile.kept import Kept, compose
 from tpcompile.manifest import Manifest
@@ -108,7 +109,7 @@ class _Closes:
 
 
 class Engine(_Closes):
-    """A loaded bundle. Call it with the inputs by name; not for two threads at once.
+    """A loaded bundle. Call it with the inputs by name; one thread at a time, others take ``share``.
 
     Attributes:
         bundle: where it came from, checked.
@@ -146,6 +147,17 @@ class Engine(_Closes):
             InputError: an input does not fit.
         """
         return self._runner.outputs(self._runner.run(inputs))
+
+    def share(self) -> Self:
+        """Another handle on the same compiled engine, for another thread; each is closed by itself.
+
+        Raises:
+            UsageError: the runtime serves one caller.
+        """
+        other = copy(self)
+        other._runner = _Runner(self.manifest, lambda taps: shared(self._runner.session(taps)))
+        other._runner.session()
+        return other
 
     def each(self, samples: Sequence[Sample], batch: int = 1) -> list[dict[str, np.ndarray]]:
         """Compute for many samples, ``batch`` at a time.

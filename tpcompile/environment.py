@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-BUILT_WITH = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "transformers")
+BUILT_WITH = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx", "transformers")
 """Packages whose version may change what an engine computes."""
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 """Vector extensions that runtimes choose their kernels by."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -20,6 +21,7 @@ def _relative(name: str) -> str:
 
 
 Relative = Annotated[str, AfterValidator(_relative)]
+PLAN = re.compile(r"\.plan(\.json)?$")
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Term = tuple[int | float, tuple[str, ...]]
 
@@ -143,7 +145,7 @@ class FileInfo(_Record):
 
 
 class Manifest(_Record):
-    """``tpcompile.json``. Everything but ``environment`` and ``measured`` is the same for the same input.
+    """``tpcompile.json``. Everything but plans, ``environment`` and ``measured`` is the same for the same input.
 
     Attributes:
         note: what a reader must know about the weights; empty as a rule.
@@ -155,6 +157,8 @@ class Manifest(_Record):
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
         dims: dynamic dim name -> smallest and largest size.
+        capabilities: of the GPUs that it was built for, where somebody chose.
+        verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
@@ -180,6 +184,8 @@ class Manifest(_Record):
     attended: tuple[str, ...] = ()
     patches: PatchesInfo | None = None
     precision: str = "fp32"
+    capabilities: tuple[str, ...] = ()
+    verified_on: tuple[str, ...] = ("cpu",)
     pipeline: str = ""
     assumptions: tuple[str, ...] = ()
     bounds: tuple[BoundInfo, ...] = ()
@@ -200,9 +206,12 @@ class Manifest(_Record):
     def identity(self) -> str:
         """sha256 of the canonical JSON of everything that does not depend on when and where.
 
-        What is at its default is left out: a later version of tpcompile that knows more fields finds the same.
+        What is at its default is left out: a later version of tpcompile that knows more fields finds the same. So are a builder's
+        plans and their labels: two builds of one graph differ in their bytes.
         """
         document = self.model_dump(mode="json", exclude={"environment", "measured"}, exclude_defaults=True)
+        if "files" in document:
+            document["files"] = {name: entry for name, entry in document["files"].items() if not PLAN.search(name)}
         return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 

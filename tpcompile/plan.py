@@ -19,6 +19,7 @@ from tpcompile.rows import MIN_COUNT, Rows
 from tpcompile.samples import Sample
 
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
+MEDIAN = 0.5
 STEP = (16,)
 """The ladder where none is given: multiples of 16."""
 
@@ -37,6 +38,8 @@ class Wish:
         calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
         tune: measure what is left open, on the same data.
+        dims: dim name -> least, usual and largest size that the engine must take; within what the model takes.
+        profiled: the target is built for ranges of sizes, so that data can say which counts are usual.
     """
 
     lowering: str = "auto"
@@ -45,6 +48,8 @@ class Wish:
     calibrate: Data | None = None
     quantile: float = 1.0
     tune: bool = False
+    dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    profiled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together.
@@ -59,7 +64,10 @@ class Wish:
             self._ladder()
         if self.tune and self.form != "auto" and (self.lowering != "auto" or self.buckets):
             raise UsageError("lowering and form are given: nothing is left to tune", fix="leave one of them out, or tune")
-        if self.lowering != "static" and not self.tune and self.calibrate is not None:
+        for name, (least, usual, most) in self.dims.items():
+            if not 1 <= least <= usual <= most:
+                raise UsageError(f"{name} = {least}:{usual}:{most} does not rise", fix="give MIN:OPT:MAX, such as 4:64:128")
+        if self.lowering != "static" and not (self.tune or self.profiled) and self.calibrate is not None:
             raise UsageError(
                 f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
             )
@@ -94,6 +102,7 @@ class Plan:
         form: ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``.
         counts: the constant counts of ``static``, one a site.
+        usual: the count of each site that data shows to be usual; empty where none was asked. What is exact does not depend on it.
         reason: why, in a sentence.
     """
 
@@ -101,6 +110,7 @@ class Plan:
     form: str = "single"
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
+    usual: tuple[int, ...] = field(default=(), compare=False)
     reason: str = field(default="", compare=False)
 
     @property
@@ -109,11 +119,16 @@ class Plan:
         return Lower("+".join(map(str, self.buckets)), "+".join(map(str, self.counts)))
 
 
+STAGES = Plan(
+    "bucketed", "staged", reason="rule: a stage has no size that follows from data, and buckets leave few shapes to compile"
+)
 RULES: Mapping[str, Plan] = {
     "onnx": Plan(reason="rule: ONNX Runtime pays nothing for a new shape, and every row that is stored costs"),
     "openvino": Plan(
         reason="rule: one graph is faster than stages; whether buckets pay depends on how often shapes recur (--tune)"
     ),
+    "tensorrt": STAGES,
+    "tensorrt-rtx": STAGES,
 }
 """Target -> what ``auto`` takes there."""
 OTHERWISE = Plan(reason="rule: nothing was measured for this target")
@@ -136,7 +151,8 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
     if program.gathered and not program.rows:
         return _own(wish)
     rule = RULES.get(target, OTHERWISE)
-    lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
+    own = "dynamic" if program.gathered else rule.lowering  # one graph: its counts are its own
+    lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else own
     reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
     form = "single" if program.gathered else rule.form if wish.form == "auto" else wish.form
     if lowering == "static":
@@ -145,7 +161,41 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
         return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
     ladder = wish.buckets or rule.buckets or STEP
-    return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), reason=reason)
+    usual: tuple[int, ...] = ()
+    if wish.profiled and wish.calibrate is not None:
+        name, rows = samples()
+        usual, reason = calibrate(program, rows, MEDIAN), f"{reason}; usual counts of {len(rows)} samples of {name}"
+    return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), usual=usual, reason=reason)
+
+
+def narrow(dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest size of every dim of a model: what is wanted, else what the model takes, its middle being usual.
+
+    Raises:
+        UsageError: a dim that the model does not have, or a size that it does not take.
+    """
+    for name, (least, _, most) in wanted.items():
+        if name not in dims:
+            known = ", ".join(dims) or "none: every size is fixed"
+            raise UsageError(f"the model has no dynamic size {name!r}", fix=f"its dynamic sizes: {known}")
+        if least < dims[name][0] or most > dims[name][1]:
+            low, high = dims[name]
+            raise UsageError(f"{name} = {least} to {most}: the model takes {low} to {high}", fix="give a range within that")
+    return {name: wanted.get(name, (low, (low + high) // 2, high)) for name, (low, high) in dims.items()}
+
+
+def behind_sites(length: tuple[int, int], plan: Plan, sites: int) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest count behind each site of a chain, ``t1``, ``t2``, ...
+
+    Args:
+        length: fewest and most tokens of an input.
+        plan: with the usual counts, where data showed them; else the middle is taken for usual.
+        sites: how many there are.
+    """
+    least = min(MIN_COUNT, length[0])
+    rows = Rows(plan.buckets)
+    usual = plan.usual or ((least + length[1]) // 2,) * sites
+    return {f"t{i + 1}": (least, max(least, min(rows.rung(count), length[1])), length[1]) for i, count in enumerate(usual)}
 
 
 def _own(wish: Wish) -> Plan:

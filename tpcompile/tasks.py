@@ -120,7 +120,8 @@ def glue_files(name: str, folder: Path, labels: Labels) -> list[Text]:
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}", fix=f"pass the files of GLUE as published: {layout.folder}/{layout.file}")
     places = {ours: column if isinstance(column, int) else head.index(column) for ours, column in layout.columns.items()}
-    order, rows = labels.order(layout.classes), []
+    order = labels.order(layout.classes)
+    rows: list[Text] = []
     for number, line in enumerate(lines[1 if named else 0 :], 2 if named else 1):
         if not line:
             continue

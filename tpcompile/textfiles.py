@@ -113,7 +113,9 @@ def _csv_rows(path: Path, content: str) -> Iterator[Text]:
         yield from row_texts(row, f"{path}:{reader.line_num}", reader.line_num)
 
 
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"), ("text", "second"))
+PAIRS: tuple[tuple[str, ...], ...] = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"), ("text", "second"),
+)  # fmt: skip
 """Columns of two texts that make one input."""
 SINGLE = ("text", "sentence")
 
@@ -142,9 +144,9 @@ def row_texts(
         known = None if answers is None else tuple(dict.fromkeys(answers["text"] if isinstance(answers, Mapping) else answers))
         yield Text(_filled(row["question"], source), source, second=_filled(row["context"], source), answers=known)
         return
-    columns = next((pair for pair in PAIRS if all(row.get(one) is not None for one in pair)), None)
-    columns = columns or next(((one,) for one in SINGLE if one in row), None)
-    if columns is None:
+    columns = next((pair for pair in PAIRS if all(row.get(one) is not None for one in pair)), ())
+    columns = columns or next(((one,) for one in SINGLE if one in row), ())
+    if not columns:
         raise InputError(f"{source}: no field 'text'", fix="name the field text, or give query and target")
     first, second = (*(_filled(row[one], source) for one in columns), "")[:2]
     given = row.get("label")

@@ -1,7 +1,7 @@
 """The report: one file, nothing from outside, every string escaped, words joined and levelled."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from tpcompile.errors import UsageError
 from tpcompile.flops import Saving
-from tpcompile.latency import Latency, Phase
+from tpcompile.latency import Latency, Phase, Shape
 from tpcompile.manifest import Flops, Manifest, MethodInfo, ModelInfo, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.parity import Difference, Parity, SampleParity, Task
 from tpcompile.report import EngineRun, ReportData, render, trace_patches, trace_words, write
@@ -56,18 +56,20 @@ def parity(task=True):
 
 
 def phase(factor, seed=0):
-    dense = np.random.default_rng(seed).uniform(5, 50, (3, 40))
+    dense = np.random.default_rng(seed).uniform(5, 50, (4, 40))
     a, b = np.median(dense, axis=0), np.median(dense * factor, axis=0)
-    speedup = paired_ratio(a, b, 0.95, 0)
-    return Phase(dense, dense * factor, summarise(a), summarise(b), speedup, {"paper": speedup.value / 2.5}, int((b > a).sum()))
+    speedup = paired_ratio(dense, dense * factor, 0.95, 0)
+    times = (dense, dense * factor, dense, dense * factor)
+    return Phase(*times, summarise(a), summarise(b), speedup, {"paper": speedup.value / 2.5}, int((b > a).sum()))
 
 
-def latency(cold=0.5, warm=0.4):
-    return Latency(
-        "PASSED", "measured", 0, tuple(range(20, 60)), 40, phase(cold), phase(warm),
-        {"dense": 0.01, "pruned": 0.02, "ratio": 0.01},
+def latency(cold=0.5, warm=0.4, **changes):
+    found = Latency(
+        "PASSED", "measured", 0, tuple(range(20, 60)), 40, (Shape(20, 59, 40, 20.0, 8.0, 2.0, 2.5),), phase(cold), phase(warm),
+        {"dense": 0.01, "pruned": 0.02, "ratio": 0.01}, 0.0, "cpu", 0.0, (1,), 0.01, {"dense": 40.0, "pruned": 90.0}, None, {},
         Saving(250.0, 100.0, 250.0, 110.0), 0,
     )  # fmt: skip
+    return replace(found, **changes)
 
 
 def trace():

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import Availability
+from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
@@ -34,6 +35,8 @@ class OpenVino:
     """Builds OpenVINO IR and opens it on the CPU plugin with the latency hint."""
 
     name: ClassVar[str] = "openvino"
+    profiled: ClassVar[bool] = False
+    verified_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def probe(self) -> Availability:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -46,7 +49,12 @@ class OpenVino:
             return Availability(False, openvino.__version__, "openvino has no CPU device", "reinstall openvino", devices)
         return Availability(True, version=openvino.__version__, devices=devices)
 
-    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
+    def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        _hint(precision)
+        return without_choice(self.name, capabilities)
+
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
         """See :class:`~tpcompile.backends.base.Backend`. Compiles once: what the plugin refuses must fail here, not at load."""
         _hint(precision)
         openvino = _runtime()
@@ -65,6 +73,7 @@ class OpenVino:
             (out / plain).write_bytes(_without(scratch / "ir.xml", taps))
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
+            del graph  # with its weights, before the plugin makes its own
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
@@ -96,6 +105,7 @@ class OpenVinoSession:
     """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._names = [port.get_any_name() for port in compiled.outputs]
 
@@ -106,9 +116,13 @@ class OpenVinoSession:
         results = self._request.infer(dict(feeds))
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
 
+    def share(self) -> "OpenVinoSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: a request of its own."""
+        return OpenVinoSession(self._compiled)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
-        self._request = None
+        self._compiled = self._request = None
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +163,7 @@ def _refused(name: str, error: Exception) -> BuildFailed:
 
 
 def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
-    """Write a copy of the model whose taps are outputs too.
+    """Write a copy of the model whose taps are outputs too; weights in a file of their own stay there, and are linked.
 
     Returns:
         ``(names, taps)``: all output names in graph order, and those of the taps among them.
@@ -161,14 +175,18 @@ def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     try:
-        proto = onnx.load(model)
-    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        proto = read_graph(model)
+    except (DecodeError, FileNotFoundError) as error:
         raise _refused(model.name, error) from error
+    for name in data_files(proto):
+        try:
+            place(model.parent / name, out.parent / name)
+        except FileNotFoundError as error:
+            raise _refused(model.name, error) from error
     present = {output.name for output in proto.graph.output}
     taps = [name for node in proto.graph.node for name in node.output if TAP.fullmatch(name) and name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    large = proto.ByteSize() > 1_500_000_000  # protobuf ends at 2 GiB
-    onnx.save(proto, out, save_as_external_data=large, location="model.onnx.data" if large else None)
+    onnx.save(proto, out)
     return [output.name for output in proto.graph.output], taps
 
 

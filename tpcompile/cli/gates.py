@@ -43,11 +43,32 @@ def data_options(command: Decorated) -> Decorated:
 @click.option(
     "--group", type=click.Choice(["stream", "length"]), default="stream", show_default=True, help="How samples make batches."
 )
-@click.option("--repeats", type=click.IntRange(min=2), default=3, show_default=True, help="Warm passes over the data.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="Fresh sessions; each runs the data cold and warm.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine.")
-@click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms'.")
+@click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms' or p99=20ms.")
 @click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="The speed-up to reach, such as 1.3.")
+@click.option(
+    "--min-effect",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="The smallest difference, as a share, that is called faster or slower.",
+)
 @click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Callers at once on one engine: more than 1 measures throughput under load too.",
+)
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure each engine's peak memory.")
 @click.pass_obj
 def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
     """Measure the engine against the dense one: real inputs in order, interleaved, cold and warm apart.

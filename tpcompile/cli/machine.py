@@ -16,6 +16,7 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "tensorrt-rtx",
     "transformers",
     "tokenizers",
     "numpy",
@@ -50,7 +51,13 @@ def backend_rows() -> list[dict[str, Any]]:
     rows = []
     for name, found in backends().items():
         state = found.probe()
-        facts = {"version": state.version, "devices": list(state.devices), "reason": state.reason, "fix": state.fix}
+        facts = {
+            "version": state.version,
+            "devices": list(state.devices),
+            "reason": state.reason,
+            "fix": state.fix,
+            "note": state.note,
+        }
         rows.append({"name": name, "ok": state.ok, **facts})
     return rows
 
@@ -59,8 +66,12 @@ def backend_text(rows: list[dict[str, Any]]) -> str:
     """One line per backend."""
     lines = []
     for row in rows:
-        state = f"ok {row['version']} {', '.join(row['devices'])}" if row["ok"] else f"no: {row['reason']}; {row['fix']}"
-        lines.append(f"{row['name']:<12} {state}")
+        state = (
+            " ".join(["ok", row["version"], ", ".join(row["devices"])]).strip()
+            if row["ok"]
+            else f"no: {row['reason']}; {row['fix']}"
+        )
+        lines.append("; ".join(filter(None, [f"{row['name']:<12} {state}", row["note"]])))
     return "\n".join(lines)
 
 
