@@ -1,13 +1,11 @@
 """From a subject to a sealed bundle: compile once, build any number of targets from it."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
-from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,17 +14,18 @@ import numpy as np
 import torch
 
 from tpcompile import bundle as bundles
+from tpcompile import environment
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
+from tpcompile.difference import NOISE, TOLERANCE
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
 from tpcompile.onnxquant import GRIDS
-from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
@@ -341,8 +340,8 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
-        masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks))
+        masks, scores = (tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each)))
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks, scores))
     return rows
 
 
@@ -414,12 +413,5 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": environment.versions(), "hardware": environment.hardware(), "created": created}

@@ -95,11 +95,11 @@ class OpenVino:
         core = openvino.Core()
         try:
             plain, weights = _files(stage)
-            graph = core.read_model(folder / (TAPPED if taps else plain), folder / weights)
+            graph = core.read_model(folder / (TAPPED if taps and stage is None else plain), folder / weights)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         if taps:
-            _select(graph, taps)
+            _select(graph, taps, stage is None)
         try:
             compiled = core.compile_model(graph, "CPU", config)
         except RuntimeError as error:
@@ -255,8 +255,8 @@ def _without(path: Path, taps: Sequence[str]) -> bytes:
     return text
 
 
-def _select(graph: Any, taps: Sequence[str]) -> None:
-    """Drop the tap outputs that were not asked for, and make outputs of inner values that were.
+def _select(graph: Any, taps: Sequence[str], drop: bool) -> None:
+    """Make outputs of inner values that were asked for, and ``drop`` tap outputs that were not: a stage needs all of its own.
 
     Raises:
         UsageError: a value the model does not have.
@@ -270,7 +270,7 @@ def _select(graph: Any, taps: Sequence[str]) -> None:
             f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
         )
     for name, result in have.items():
-        if TAP.fullmatch(name) and name not in taps:
+        if drop and TAP.fullmatch(name) and name not in taps:
             graph.remove_result(result)
     for name in inner:
         graph.add_outputs(ports[name])
