@@ -3,9 +3,9 @@
     python benchmarks/gpu.py                       DeiT-S, DeiT-B, BERT-base at 128 and 512 tokens, batch 1, 8 and 32; writes gpu.json
     python benchmarks/gpu.py --only DeiT-S --batch 1 --minutes 5 -o some.json
 
-Random weights: what is kept follows from scores near 1 / N. Every contender is first compared with the masked model in eager torch; then all
-are timed in turns, on inputs that change from call to call. What cannot be had here is in the JSON with its reason. Without a GPU the script
-ends with exit code 3.
+Random weights: what is kept follows from scores near 1 / N. Every contender is first compared with the masked model in eager torch;
+then all are timed in turns, on inputs that change from call to call. What cannot be had here is in the JSON with its reason. Without a
+GPU the script ends with exit code 3.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tpcompile
 from tpcompile import models, ops
@@ -30,6 +29,7 @@ from tpcompile.backends import backend
 from tpcompile.backends.tensorrt.driver import gpus
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import stage
+from tpcompile.capture import tracing
 from tpcompile.emit import emit
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, TpcompileError, first_line
@@ -145,7 +145,7 @@ def plain(program: Program, device: str) -> ExportedProgram:
     """A compact program in torch's own ops, on a device."""
     from torch.export.passes import move_to_device_pass
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), tracing():
         exported = program.exported.run_decompositions({ops.COMPACT: _compact, ops.TAKE: _take})
     return move_to_device_pass(exported, device)
 

@@ -6,13 +6,14 @@ decided by ``tpcompile.rows.store``, as in eager torch.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpcompile.backends.base import Session
+from tpcompile.backends.base import Session, Shareable
 from tpcompile.errors import IntegrityError, UsageError
 from tpcompile.manifest import Manifest
 from tpcompile.rows import Rows, store
@@ -67,17 +68,18 @@ class ChainSession:
         manifest: of the bundle.
         sessions: one for each stage that has outputs, in order.
         taps: ``site<i>.<what>`` values to return besides the outputs.
+        inner: values inside stages that their sessions were opened to give.
 
     Raises:
         IntegrityError: the stages do not fit together.
         UsageError: a tap that the chain does not have.
     """
 
-    def __init__(self, manifest: Manifest, sessions: Sequence[Session], taps: tuple[str, ...] = ()) -> None:
+    def __init__(self, manifest: Manifest, sessions: Sequence[Session], taps: tuple[str, ...] = (), inner: Sequence[str] = ()) -> None:
         engines = iter(sessions)
         self._stages = [(stage, next(engines) if stage.outputs else None) for stage in manifest.stages]
         self._results = tuple(output.name for output in manifest.outputs)
-        self._known = _check(manifest, self._results)
+        self._known = _check(manifest, self._results) | set(inner)
         self._wanted = (*self._results, *self._require(taps))
 
     def _require(self, taps: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,9 +90,18 @@ class ChainSession:
 
     def tapped(self, taps: tuple[str, ...]) -> "ChainSession":
         """The same stages, giving these taps too: no second engine is opened."""
-        other = object.__new__(ChainSession)
-        other._stages, other._results, other._known = self._stages, self._results, self._known
+        other = copy(self)
         other._wanted = (*self._results, *self._require(taps))
+        return other
+
+    def share(self) -> "ChainSession":
+        """See :class:`~tpcompile.backends.base.Shareable`.
+
+        Raises:
+            UsageError: the stages' runtime serves one caller.
+        """
+        other = copy(self)
+        other._stages = [(stage, None if session is None else shared(session)) for stage, session in self._stages]
         return other
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -116,19 +127,31 @@ class ChainSession:
         self.close()
 
 
-def open_chain(manifest: Manifest, open_: Callable[[int], Session]) -> ChainSession:
+def shared(session: Session) -> Session:
+    """A session for another caller.
+
+    Raises:
+        UsageError: the runtime serves one caller.
+    """
+    if not isinstance(session, Shareable):
+        raise UsageError("this engine's runtime serves one caller at a time", fix="leave out --workers")
+    return session.share()
+
+
+def open_chain(manifest: Manifest, open_: Callable[[int], Session], inner: Sequence[str] = ()) -> ChainSession:
     """Open every stage of a bundle.
 
     Args:
         manifest: of the bundle.
         open_: opens the stage of that number.
+        inner: see ``ChainSession``.
 
     Raises:
         IntegrityError: the stages do not fit together.
     """
     with ExitStack() as opened:
         engines = [opened.enter_context(open_(number)) for number, stage in enumerate(manifest.stages) if stage.outputs]
-        chain = ChainSession(manifest, engines)
+        chain = ChainSession(manifest, engines, inner=inner)
         opened.pop_all()
     return chain
 

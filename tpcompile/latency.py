@@ -1,71 +1,38 @@
 """Is the pruned engine faster on real inputs? Paired, interleaved, cold and warm apart, with a verdict that can be trusted.
 
-Protocol (design.md 9): the inputs come in their real order, each once a pass, so that counts and shapes change as in use. Dense
-and pruned alternate within a pass in the order A B, B A, A B, ... (ABBA over neighbours), the next pass the other way round. The
-first pass of fresh sessions is *cold*: shapes are new; the passes after it are *warm*. A time is ``perf_counter_ns`` around one
-call of the engine.
+Protocol (design.md 9): the inputs come in their real order, each once a pass, so that counts and shapes change as in use; how the
+two engines take turns is ``tpcompile.timing``'s. *Cold* is the first pass of fresh sessions: shapes are new; *warm* the pass after it.
 
-Figures are sums over the stream, percentiles only where the number of samples supports them, and the ratio dense / pruned with a
-paired bootstrap interval over samples. Noise is what warm passes over the same inputs differ by (A-A): of each engine's
-total, and of the ratio of the totals, from which a drift of the whole machine cancels; it widens an interval before any verdict.
+Figures are sums over the stream, percentiles only where the number of samples supports them, and the ratio dense / pruned with an
+interval over samples and passes. Engines are compared by the time they had a core for, where that can be told; a latency target is
+held against the wall clock, and missed only if it would be without the other programs too. Noise is what passes over the same inputs
+differ by (A-A), drift what they rise by: the machine's, as both engines share it, and it cancels from the ratio.
 """
 
-import gc
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter_ns
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpcompile.data import Sample
-from tpcompile.errors import Inconclusive, InputError, TargetMissed, UsageError
+from tpcompile.attribution import Attribution
+from tpcompile.errors import InputError, UsageError
 from tpcompile.flops import Counts, Formulas, Saving, saving
-from tpcompile.stats import Interval, Summary, as_json, bounds, least, paired_ratio, spread, summarise
+from tpcompile.samples import Sample
+from tpcompile.stats import Interval, Summary, as_json, drift, paired_ratio, spread, summarise
+from tpcompile.targets import VERDICTS, Judged, Slo, judge_speedup, worst
+from tpcompile.timing import Opener, Times, measure, pinned
+from tpcompile.workers import Load, crowd
 
-SLO = re.compile(r"p(50|90|95|99)\s*<=?\s*(\d+(?:\.\d+)?)\s*(us|ms|s)")
-UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-VERDICTS = {"PASSED": 0, "INCONCLUSIVE": Inconclusive.exit_code, "FAILED": TargetMissed.exit_code}
-"""Verdict to exit code, best first."""
+EFFECT = 0.01
+"""The smallest difference worth a word: two runs of one engine differ by that much."""
+DISTURBED = 0.05
+"""A share of waiting, or of drift, that is told in a sentence."""
+SHAPES = 8
+"""Rows of the table by shape, at most."""
 
 PhaseName = Literal["cold", "warm"]
-
-
-class Opened(Protocol):
-    """An engine that was opened for this measurement and is closed after it."""
-
-    def __call__(self, **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Compute."""
-        ...
-
-    def close(self) -> None:
-        """Give its memory and threads back."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """A latency target for one percentile of the pruned engine, such as ``p95<=8ms``."""
-
-    quantile: float
-    limit: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Slo":
-        """Read ``p95<=8ms``; percentiles 50, 90, 95, 99; units us, ms, s.
-
-        Raises:
-            UsageError: another form.
-        """
-        match = SLO.fullmatch(text.strip())
-        if match is None:
-            raise UsageError(f"{text!r} is not a latency target", fix="write p95<=8ms: p50, p90, p95 or p99, and us, ms or s")
-        return cls(int(match[1]) / 100, float(match[2]) * UNITS[match[3]])
-
-    def __str__(self) -> str:
-        return f"p{self.quantile * 100:.0f}<={self.limit:g}ms"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,22 +40,58 @@ class Phase:
     """Cold or warm: both engines on the same stream.
 
     Attributes:
-        dense_ms: ``[passes, n]`` raw times in real order.
+        dense_ms: ``[passes, n]`` raw times of the wall clock in real order.
         pruned_ms: ``[passes, n]``.
-        dense: figures of the per-sample medians over passes.
+        dense_cpu_ms: ``[passes, n]`` CPU time of the calling thread.
+        pruned_cpu_ms: ``[passes, n]``.
+        dense: figures of the per-sample medians over passes, by the ruler that engines are compared with.
         pruned: the same for the pruned engine.
-        speedup: total dense time over total pruned time; below 1 pruning made it slower.
+        speedup: dense time over pruned time; below 1 pruning made it slower.
         realisation: speed-up / FLOPs ratio by ``paper`` and by ``graph``; empty where the formulas are not known.
         slower: number of samples on which the pruned engine was slower.
     """
 
     dense_ms: NDArray[np.float64]
     pruned_ms: NDArray[np.float64]
+    dense_cpu_ms: NDArray[np.float64]
+    pruned_cpu_ms: NDArray[np.float64]
     dense: Summary
     pruned: Summary
     speedup: Interval
     realisation: Mapping[str, float]
     slower: int
+
+    def side(self, name: str) -> Summary:
+        """The figures of ``dense`` or ``pruned``."""
+        return self.dense if name == "dense" else self.pruned
+
+    @property
+    def times(self) -> Times:
+        """Both clocks of both engines."""
+        return Times(np.stack([self.dense_ms, self.pruned_ms]), np.stack([self.dense_cpu_ms, self.pruned_cpu_ms]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Inputs of one length, or of near lengths where there are many.
+
+    Attributes:
+        low: fewest tokens.
+        high: most tokens.
+        count: of samples.
+        dense: median warm ms.
+        pruned: median warm ms.
+        cold: total dense time over total pruned time at first sight.
+        warm: the same once warm.
+    """
+
+    low: int
+    high: int
+    count: int
+    dense: float
+    pruned: float
+    cold: float
+    warm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +104,19 @@ class Latency:
         exit_code: 0, 8 or 10.
         tokens: length of every sample, in stream order.
         shapes: number of distinct lengths among them.
+        by_shape: the same by length.
         cold: the first pass of fresh sessions.
         warm: the passes after it.
         noise: how far warm passes are apart, as a share: totals of ``dense`` and ``pruned``, and their ``ratio``.
+        drift: by which share warm passes became slower from the first to the last, both engines together.
+        ruler: ``cpu`` or ``wall``: the clock that engines are compared by.
+        waited: share of the time in which other programs held the core.
+        cpus: cores that the measurement was kept on.
+        effect: smallest difference that is called one, as a share.
+        per_second: samples a second of ``dense`` and ``pruned``, warm, one caller.
+        load: several callers at once; None where that was not asked for.
+        memory: peak MB of a process with that engine alone, above one without, ``dense`` and ``pruned``; empty where it was not measured.
+        attribution: where the time went; None where that was not asked for.
         saving: work of dense and pruned on these samples; None where it is not known.
         seed: of the bootstrap.
     """
@@ -113,11 +126,21 @@ class Latency:
     exit_code: int
     tokens: tuple[int, ...]
     shapes: int
+    by_shape: tuple[Shape, ...]
     cold: Phase
     warm: Phase
     noise: Mapping[str, float]
+    drift: float
+    ruler: str
+    waited: float
+    cpus: tuple[int, ...]
+    effect: float
+    per_second: Mapping[str, float]
+    load: Load | None
+    memory: Mapping[str, float]
     saving: Saving | None
     seed: int
+    attribution: Attribution | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document with every raw time, and the FLOPs ratios."""
@@ -139,25 +162,39 @@ class Latency:
                 for name, ratio in ratios.items()
                 if ratio is not None
             ]
+        rows += [_shape_line(row) for row in self.by_shape] if len(self.by_shape) > 1 else []
+        rows += [self.load.text()] if self.load is not None else []
+        rows += [f"peak memory {', '.join(f'{name} {size:.0f} MB' for name, size in self.memory.items())}"] if self.memory else []
+        rows += [self.attribution.text()] if self.attribution is not None else []
         apart = ", ".join(f"{name} {share:.1%}" for name, share in self.noise.items())
         return "\n".join([*rows, f"{self.shapes} distinct lengths; warm passes differ by: {apart}"])
 
     def sentences(self) -> tuple[str, ...]:
         """What was found, in words. Slower is called slower."""
-        return tuple(_sentence(name, phase, self.noise["ratio"]) for name, phase in (("cold", self.cold), ("warm", self.warm)))
+        found = [_sentence(name, phase, self.effect) for name, phase in (("cold", self.cold), ("warm", self.warm))]
+        if self.waited > DISTURBED:
+            found.append(f"other programs held the core for {self.waited:.0%} of the time; the comparison leaves that time out")
+        if abs(self.drift) > DISTURBED:
+            found.append(
+                f"the machine became {abs(self.drift):.0%} {'slower' if self.drift > 0 else 'faster'} on the way, for both"
+            )
+        return tuple(found)
 
 
 def bench(
-    pruned: Callable[[], Opened],
-    dense: Callable[[], Opened],
+    pruned: Opener,
+    dense: Opener,
     samples: Sequence[Sample],
-    repeats: int = 3,
+    repeats: int = 4,
     seed: int = 0,
     *,
     confidence: float = 0.95,
     min_speedup: float | None = None,
+    min_effect: float = EFFECT,
     slo: Slo | None = None,
     phases: Sequence[PhaseName] = ("cold", "warm"),
+    threads: int = 1,
+    workers: int = 1,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
 ) -> Latency:
@@ -167,12 +204,15 @@ def bench(
         pruned: opens a fresh pruned engine.
         dense: opens a fresh dense engine with the same threads and precision.
         samples: real inputs in their real order.
-        repeats: warm passes, at least 2: noise is what they differ by.
+        repeats: times that fresh sessions run the stream cold and warm, at least 2: noise is what they differ by.
         seed: of the bootstrap.
         confidence: of the interval a verdict needs.
         min_speedup: least dense time / pruned time.
+        min_effect: smallest difference, as a share, that is called faster or slower.
         slo: target for a percentile of the pruned engine.
         phases: phases that the targets apply to; all of them must hold.
+        threads: of each engine: so many cores the measurement is kept on.
+        workers: callers at once; more than 1 measures that too, on ``threads`` cores each.
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
@@ -184,77 +224,55 @@ def bench(
     _check(samples, repeats, confidence, min_speedup)
     if not callable(counts):
         _fit(samples, flops, counts)
-    cold, warm = _measure(pruned, dense, samples, repeats)
+    with pinned(threads) as cpus:
+        cold, warm = measure(dense, pruned, samples, repeats)
+    load = crowd(dense, pruned, samples, workers, threads, repeats, confidence) if workers > 1 else None
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None
-    noise = {"dense": spread(warm[0].sum(axis=1)), "pruned": spread(warm[1].sum(axis=1))}
-    noise["ratio"] = spread(warm[0].sum(axis=1) / warm[1].sum(axis=1))
+    totals = warm.ruler.sum(axis=2)
+    noise = {name: spread(one) for name, one in (("dense", totals[0]), ("pruned", totals[1]), ("ratio", totals[0] / totals[1]))}
     found: dict[PhaseName, Phase] = {
-        "cold": _phase(*cold, work, confidence, seed),
-        "warm": _phase(*warm, work, confidence, seed),
+        "cold": _phase(cold, work, confidence, seed),
+        "warm": _phase(warm, work, confidence, seed),
     }
-    judged = [_judge(name, found[name], noise, confidence, min_speedup, slo) for name in phases if min_speedup or slo]
-    verdict, reason = _worst([entry for entries in judged for entry in entries])
+    judged = [_judge(name, found[name], noise["pruned"], confidence, min_speedup, slo) for name in phases if min_speedup or slo]
+    verdict, reason = worst([entry for entries in judged for entry in entries])
+    calls = sum(len(next(iter(sample.inputs.values()))) for sample in samples)
+    tokens = tuple(sample.length for sample in samples)
     return Latency(
         verdict=verdict,
         reason=reason,
         exit_code=VERDICTS[verdict],
-        tokens=tuple(sample.length for sample in samples),
-        shapes=len({sample.length for sample in samples}),
+        tokens=tokens,
+        shapes=len(set(tokens)),
+        by_shape=_by_shape(tokens, cold, warm),
         cold=found["cold"],
         warm=found["warm"],
         noise=noise,
+        drift=drift(totals.sum(axis=0)),
+        ruler="cpu" if warm.own else "wall",
+        waited=warm.waited,
+        cpus=cpus,
+        effect=min_effect,
+        per_second={name: 1e3 * calls / found["warm"].side(name).total for name in ("dense", "pruned")},
+        load=load,
+        memory={},
         saving=work,
         seed=seed,
     )
 
 
-Times = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Dense and pruned, ``[passes, n]`` ms each."""
-
-
-def _measure(
-    pruned: Callable[[], Opened], dense: Callable[[], Opened], samples: Sequence[Sample], repeats: int
-) -> tuple[Times, Times]:
-    """One cold pass and ``repeats`` warm ones, in sessions of their own."""
-    engines: list[Opened] = []
-    try:
-        engines += [dense()]
-        engines += [pruned()]
-        passes = [_pass(engines, samples, number) for number in range(repeats + 1)]
-    finally:
-        for engine in engines:
-            engine.close()
-    times = np.array(passes, dtype=np.float64) / 1e6
-    return (times[:1, 0], times[:1, 1]), (times[1:, 0], times[1:, 1])
-
-
-def _pass(engines: Sequence[Opened], samples: Sequence[Sample], number: int) -> list[list[int]]:
-    """Nanoseconds per engine and sample; which engine goes first alternates with the sample and with the pass."""
-    times: list[list[int]] = [[], []]
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for index, sample in enumerate(samples):
-            first = (index + number) % 2
-            for which in (first, 1 - first):
-                start = perf_counter_ns()
-                engines[which](**sample.inputs)
-                times[which].append(perf_counter_ns() - start)
-    finally:
-        if collecting:
-            gc.enable()
-    return times
-
-
-def _phase(dense: NDArray[np.float64], pruned: NDArray[np.float64], work: Saving | None, confidence: float, seed: int) -> Phase:
-    a, b = np.median(dense, axis=0), np.median(pruned, axis=0)
-    speedup = paired_ratio(a, b, confidence, seed)
+def _phase(times: Times, work: Saving | None, confidence: float, seed: int) -> Phase:
+    ruler = times.ruler
+    a, b = np.median(ruler, axis=1)
+    speedup = paired_ratio(ruler[0], ruler[1], confidence, seed)
     ratios = {"paper": work.paper, "graph": work.graph} if work else {}
     return Phase(
-        dense_ms=dense,
-        pruned_ms=pruned,
+        dense_ms=times.wall[0],
+        pruned_ms=times.wall[1],
+        dense_cpu_ms=times.cpu[0],
+        pruned_cpu_ms=times.cpu[1],
         dense=summarise(a),
         pruned=summarise(b),
         speedup=speedup,
@@ -263,38 +281,32 @@ def _phase(dense: NDArray[np.float64], pruned: NDArray[np.float64], work: Saving
     )
 
 
-def _judge(
-    name: str, phase: Phase, noise: Mapping[str, float], confidence: float, min_speedup: float | None, slo: Slo | None
-) -> list[tuple[str, str]]:
+def _by_shape(tokens: Sequence[int], cold: Times, warm: Times) -> tuple[Shape, ...]:
+    """A row per length, or per range of lengths with about as many samples each."""
+    lengths = np.array(tokens)
+    known = np.unique(lengths)
+    edges = known if len(known) <= SHAPES else np.unique(np.quantile(lengths, np.arange(SHAPES) / SHAPES, method="lower"))
+    row = np.searchsorted(edges, lengths, side="right") - 1
+    first, later = np.median(cold.ruler, axis=1), np.median(warm.ruler, axis=1)
+    found = []
+    for number in range(len(edges)):
+        here = row == number
+        (a, b), (c, d) = first[:, here].sum(axis=1), later[:, here].sum(axis=1)
+        dense, pruned = (float(value) for value in np.median(later[:, here], axis=1))
+        low, high = int(lengths[here].min()), int(lengths[here].max())
+        found.append(Shape(low, high, int(here.sum()), dense, pruned, float(a / b), float(c / d)))
+    return tuple(found)
+
+
+def _judge(name: str, phase: Phase, noise: float, confidence: float, min_speedup: float | None, slo: Slo | None) -> list[Judged]:
     """A verdict with its reason for each target."""
     found = []
     if min_speedup is not None:
-        ratio = phase.speedup.widened(noise["ratio"])
-        text = f"{name} speed-up {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), asked for {min_speedup:g}"
-        if not np.isfinite(ratio.high):
-            text += f"; too few samples to bound it: {phase.pruned.count}"
-        found.append((_side(ratio.low >= min_speedup, ratio.high < min_speedup), text))
+        found.append(judge_speedup(name, phase.speedup, min_speedup, phase.pruned.count))
     if slo is not None:
-        slack = 1 + noise["pruned"]
-        low, high = bounds(np.median(phase.pruned_ms, axis=0), slo.quantile, confidence)
-        text = f"{name} p{slo.quantile * 100:.0f} between {low:.2f} and {high:.2f} ms, asked for {slo}"
-        if not np.isfinite(high):
-            text += f"; it needs {least(slo.quantile, confidence)} samples, there are {phase.pruned.count}"
-        found.append((_side(high * slack <= slo.limit, low / slack > slo.limit), text))
+        wall, own = (np.median(times[1], axis=0) for times in (phase.times.wall, phase.times.ruler))
+        found.append(slo.judge(name, wall, own, noise, confidence))
     return found
-
-
-def _side(passed: bool, failed: bool) -> str:
-    return "PASSED" if passed else "FAILED" if failed else "INCONCLUSIVE"
-
-
-def _worst(judged: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The worst verdict and its reasons."""
-    if not judged:
-        return "PASSED", "measured; no target was set"
-    order = list(VERDICTS)
-    verdict = max((entry[0] for entry in judged), key=order.index)
-    return verdict, "; ".join(reason for entry, reason in judged if entry == verdict)
 
 
 def _figures(name: str, figures: Summary) -> str:
@@ -302,13 +314,20 @@ def _figures(name: str, figures: Summary) -> str:
     return f"{name:<12} sum {figures.total:.0f} ms" + "".join(f", {label} {value:.2f}" for label, value in known)
 
 
-def _sentence(name: str, phase: Phase, noise: float) -> str:
-    ratio = phase.speedup.widened(noise)
+def _shape_line(row: Shape) -> str:
+    length = f"{row.low}" if row.low == row.high else f"{row.low} to {row.high}"
+    times = f"dense {row.dense:.2f} ms, pruned {row.pruned:.2f} ms, speed-up {row.cold:.2f} cold, {row.warm:.2f} warm"
+    return f"{length:>12} tokens, {row.count} samples: {times}"
+
+
+def _sentence(name: str, phase: Phase, effect: float) -> str:
+    ratio = phase.speedup
     totals = f"{phase.dense.total:.0f} ms dense, {phase.pruned.total:.0f} ms pruned over {phase.dense.count} samples"
     spanned = f"{ratio.low:.2f} to {ratio.high:.2f}"
-    if ratio.high < 1:
+    side = ratio.differs(effect)
+    if side < 0:
         text = f"{name}: pruned is SLOWER than dense, {1 / ratio.value:.2f}x the time (speed-up {spanned}): {totals}"
-    elif ratio.low > 1:
+    elif side > 0:
         text = f"{name}: pruned is {ratio.value:.2f}x faster ({spanned}): {totals}"
     else:
         text = f"{name}: no clear difference, speed-up {ratio.value:.2f} ({spanned}): {totals}"
@@ -324,7 +343,7 @@ def _check(
     if not samples:
         raise InputError("no samples to time", fix="pass data with at least one text")
     if repeats < 2:
-        raise UsageError(f"{repeats} warm passes cannot show the noise", fix="use 2 or more")
+        raise UsageError(f"{repeats} passes cannot show the noise", fix="use 2 or more")
     if not 0 < confidence < 1:
         raise UsageError(f"confidence is {confidence}", fix="give a share between 0 and 1, such as 0.95")
     if min_speedup is not None and not min_speedup > 0:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -70,6 +70,41 @@ class Session(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@runtime_checkable
+class Shareable(Session, Protocol):
+    """A session whose compiled engine several callers can use at once."""
+
+    def share(self) -> Session:
+        """A session for another caller, on the same compiled engine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Time of one op of a runtime's own graph: its name and kind there, and microseconds in all runs together."""
+
+    name: str
+    kind: str
+    us: float
+
+
+class Profiled(Session, Protocol):
+    """A session that notes what every op takes; slower than a plain one."""
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """What each op took in the runs behind the first ``after``. Ends the session."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A backend that can say what every op takes."""
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> Profiled:
+        """Open what ``build`` wrote for profiling; as ``open``."""
+        ...
 
 
 class Backend(Protocol):

@@ -1,7 +1,7 @@
 """ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
 
-import filecmp
-import shutil
+import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 if TYPE_CHECKING:
     import onnx
 
 FILE = "model.onnx"
+TIMED = "_kernel_time"
+"""How a trace ends an op's name."""
 
 
 class OnnxRuntime:
@@ -43,14 +46,13 @@ class OnnxRuntime:
         return without_choice(self.name, capabilities)
 
     def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
-        """Copy the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
+        """Place the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
         _check_precision(precision)
         _runtime()
         with _refusals(model):
-            external = _external(_read(model))
+            external = data_files(read_graph(model))
         for source, target in [(model, _file(stage)), *((model.parent / name, name) for name in external)]:
-            if not _there(source, out / target):
-                shutil.copy2(source, out / target)
+            place(source, out / target)
         self.open(out, stage=stage).close()
 
     def open(
@@ -60,17 +62,23 @@ class OnnxRuntime:
         _check_precision(precision)
         runtime = _runtime()
         path = folder / _file(stage)
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what it logs as an error it also raises
-        if threads:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
+        options = _options(runtime, threads)
         source: str | bytes = str(path)
         with _refusals(path):
             if taps:
                 source = _tapped(path, taps).SerializeToString()
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             return OnnxSession(runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OnnxProfile":
+        """See :class:`~tpcompile.backends.base.Profiler`."""
+        _check_precision(precision)
+        runtime, path = _runtime(), folder / _file(stage)
+        scratch = tempfile.TemporaryDirectory(prefix="tpcompile-profile-")
+        options = _options(runtime, threads)
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(scratch.name) / "ops")
+        with _refusals(path):
+            return OnnxProfile(runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), scratch)
 
 
 class OnnxSession:
@@ -86,6 +94,10 @@ class OnnxSession:
             raise UsageError("the session is closed", fix="open the engine again")
         return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
 
+    def share(self) -> "OnnxSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: ``run`` takes several callers."""
+        return OnnxSession(self._session)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
         self._session = None
@@ -95,6 +107,41 @@ class OnnxSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class OnnxProfile(OnnxSession):
+    """A session that writes a trace; see :class:`~tpcompile.backends.base.Profiled`."""
+
+    def __init__(self, session: Any, scratch: "tempfile.TemporaryDirectory[str]") -> None:
+        super().__init__(session)
+        self._scratch = scratch
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """Read the trace: the ops of a run stand before the run itself."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self.close()
+        runs, found = 0, dict[tuple[str, str], float]()
+        for event in events:
+            runs += event["name"] == "model_run"
+            if event["cat"] == "Node" and event["name"].endswith(TIMED) and runs >= after:
+                key = (event["name"].removesuffix(TIMED), event["args"]["op_name"])
+                found[key] = found.get(key, 0.0) + event["dur"]
+        return tuple(OpTime(*key, us) for key, us in found.items())
+
+    def close(self) -> None:
+        """See :class:`~tpcompile.backends.base.Session`; the trace goes too."""
+        super().close()
+        self._scratch.cleanup()
+
+
+def _options(runtime: Any, threads: int) -> Any:
+    """How every session is opened."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it logs as an error it also raises
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
 
 
 def _runtime() -> Any:
@@ -114,11 +161,6 @@ def _runtime() -> Any:
 
 def _file(stage: int | None) -> str:
     return FILE if stage is None else f"stage{stage}.onnx"
-
-
-def _there(source: Path, target: Path) -> bool:
-    """Whether a file is its own target, or was copied by the stage before."""
-    return source.resolve() == target.resolve() or (target.is_file() and filecmp.cmp(source, target))
 
 
 def _check_precision(precision: str) -> None:
@@ -151,29 +193,6 @@ def _refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path) -> "onnx.ModelProto":
-    import onnx
-
-    return onnx.load(path, load_external_data=False)
-
-
-def _external(model: "onnx.ModelProto") -> list[str]:
-    """Names of the external data files, sorted.
-
-    Raises:
-        UsageError: one does not lie beside the model; nothing outside a bundle is ever read.
-    """
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    names = sorted({ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)})
-    for name in names:
-        if Path(name).name != name:
-            raise UsageError(
-                f"external data {name!r} lies outside the model's folder", fix="save the model with its data beside it"
-            )
-    return names
-
-
 def _tapped(path: Path, taps: Sequence[str]) -> "onnx.ModelProto":
     """The model with internal values as further outputs; the runtime infers their types itself.
 
@@ -182,7 +201,7 @@ def _tapped(path: Path, taps: Sequence[str]) -> "onnx.ModelProto":
     """
     import onnx
 
-    model = _read(path)
+    model = read_graph(path)
     produced = {name for node in model.graph.node for name in node.output}
     missing = sorted(set(taps) - produced)
     if missing:

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
@@ -72,37 +73,46 @@ class OpenVino:
             (out / plain).write_bytes(_without(scratch / "ir.xml", taps))
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
+            del graph  # with its weights, before the plugin makes its own
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
         self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
+        return OpenVinoSession(self._compile(folder, taps, threads, precision, stage))
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
+        """See :class:`~tpcompile.backends.base.Profiler`."""
+        return OpenVinoProfile(self._compile(folder, (), threads, precision, stage, PERF_COUNT=True))
+
+    def _compile(self, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any) -> Any:
         hint = _hint(precision)
         openvino = _runtime()
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **more}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         try:
             plain, weights = _files(stage)
-            graph = core.read_model(folder / (TAPPED if taps else plain), folder / weights)
+            graph = core.read_model(folder / (TAPPED if taps and stage is None else plain), folder / weights)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         if taps:
-            _select(graph, taps)
+            _select(graph, taps, stage is None)
         try:
             compiled = core.compile_model(graph, "CPU", config)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         _require(compiled, hint)
-        return OpenVinoSession(compiled)
+        return compiled
 
 
 class OpenVinoSession:
     """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._names = [port.get_any_name() for port in compiled.outputs]
 
@@ -113,15 +123,42 @@ class OpenVinoSession:
         results = self._request.infer(dict(feeds))
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
 
+    def share(self) -> "OpenVinoSession":
+        """See :class:`~tpcompile.backends.base.Shareable`: a request of its own."""
+        return OpenVinoSession(self._compiled)
+
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
-        self._request = None
+        self._compiled = self._request = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class OpenVinoProfile(OpenVinoSession):
+    """A session with performance counters; see :class:`~tpcompile.backends.base.Profiled`."""
+
+    def __init__(self, compiled: Any) -> None:
+        super().__init__(compiled)
+        self._runs: list[list[OpTime]] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute once, and read the counters."""
+        outputs = super().run(feeds)
+        counted = ((one.node_name, one.node_type, one.real_time.total_seconds() * 1e6) for one in self._request.profiling_info)
+        self._runs.append([OpTime(*one) for one in counted])
+        return outputs
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """Add the runs up."""
+        self.close()
+        found = dict[tuple[str, str], float]()
+        for one in (one for run in self._runs[after:] for one in run if one.us):
+            found[one.name, one.kind] = found.get((one.name, one.kind), 0.0) + one.us
+        return tuple(OpTime(*key, us) for key, us in found.items())
 
 
 def _files(stage: int | None) -> tuple[str, str]:
@@ -156,7 +193,7 @@ def _refused(name: str, error: Exception) -> BuildFailed:
 
 
 def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
-    """Write a copy of the model whose taps are outputs too.
+    """Write a copy of the model whose taps are outputs too; weights in a file of their own stay there, and are linked.
 
     Returns:
         ``(names, taps)``: all output names in graph order, and those of the taps among them.
@@ -168,14 +205,18 @@ def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     try:
-        proto = onnx.load(model)
-    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        proto = read_graph(model)
+    except (DecodeError, FileNotFoundError) as error:
         raise _refused(model.name, error) from error
+    for name in data_files(proto):
+        try:
+            place(model.parent / name, out.parent / name)
+        except FileNotFoundError as error:
+            raise _refused(model.name, error) from error
     present = {output.name for output in proto.graph.output}
     taps = [name for node in proto.graph.node for name in node.output if TAP.fullmatch(name) and name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    large = proto.ByteSize() > 1_500_000_000  # protobuf ends at 2 GiB
-    onnx.save(proto, out, save_as_external_data=large, location="model.onnx.data" if large else None)
+    onnx.save(proto, out)
     return [output.name for output in proto.graph.output], taps
 
 
@@ -214,8 +255,8 @@ def _without(path: Path, taps: Sequence[str]) -> bytes:
     return text
 
 
-def _select(graph: Any, taps: Sequence[str]) -> None:
-    """Drop the tap outputs that were not asked for, and make outputs of inner values that were.
+def _select(graph: Any, taps: Sequence[str], drop: bool) -> None:
+    """Make outputs of inner values that were asked for, and ``drop`` tap outputs that were not: a stage needs all of its own.
 
     Raises:
         UsageError: a value the model does not have.
@@ -229,7 +270,7 @@ def _select(graph: Any, taps: Sequence[str]) -> None:
             f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
         )
     for name, result in have.items():
-        if TAP.fullmatch(name) and name not in taps:
+        if drop and TAP.fullmatch(name) and name not in taps:
             graph.remove_result(result)
     for name in inner:
         graph.add_outputs(ports[name])

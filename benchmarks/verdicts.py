@@ -1,0 +1,144 @@
+"""Can the verdict of ``bench`` be trusted here? Twenty comparisons of an engine with itself, twenty with a copy that takes 5 % longer.
+
+    python benchmarks/verdicts.py                    writes benchmarks/results/verdicts.json
+    python benchmarks/verdicts.py --bundle out/onnx  with another engine
+
+The engine is the shipped vision transformer of digits in ONNX Runtime, one thread. Its copy busy-waits after each call for 5 % of the
+original's median time. The intervals are the warm ones of ``tpcompile.latency.bench``, whose words are "faster" and "slower" where
+the interval excludes 1 by more than 1 %. Load of the machine stands beside the result.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from tpcompile import api
+from tpcompile.bundle import read
+from tpcompile.data import load_data
+from tpcompile.engine import Engine, load
+from tpcompile.latency import EFFECT, Latency, bench
+from tpcompile.recipe import Recipe
+from tpcompile.samples import Sample
+
+WORDS = {1: "faster", 0: "no clear difference", -1: "slower"}
+LEAST_CONTAINED, MOST_FASTER, LEAST_SLOWER = 17, 1, 17
+"""Of twenty: what the project promises."""
+
+
+class Slowed:
+    """An engine that busy-waits after each call."""
+
+    def __init__(self, engine: Engine, wait_ns: int) -> None:
+        self._engine, self._wait = engine, wait_ns
+
+    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Compute, then burn the time."""
+        outputs = self._engine(**inputs)
+        end = perf_counter_ns() + self._wait
+        while perf_counter_ns() < end:
+            pass
+        return outputs
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+
+def row(found: Latency) -> dict[str, Any]:
+    """What one comparison said."""
+    ratio = found.warm.speedup
+    return {
+        "ratio": round(ratio.value, 4),
+        "low": round(ratio.low, 4),
+        "high": round(ratio.high, 4),
+        "contains_1": ratio.low <= 1 <= ratio.high,
+        "word": WORDS[ratio.differs(found.effect)],
+        "ruler": found.ruler,
+        "waited": round(found.waited, 3),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def samples_of(bundle: Path, count: int) -> list[Sample]:
+    """The first real inputs that fit the bundle."""
+    manifest = read(bundle).manifest
+    names, patches = tuple(tensor.name for tensor in manifest.inputs), manifest.patches.spec if manifest.patches else None
+    spec = "digits:test" if patches else "docstrings:stream"
+    return load_data(spec, bundle, 256, count, names=names, patches=patches)
+
+
+def run(bundle: Path, runs: int, samples: Sequence[Sample], repeats: int, share: float) -> dict[str, list[dict[str, Any]]]:
+    """Compare ``runs`` times with itself and with the slowed copy, in turns."""
+
+    def original() -> Engine:
+        return load(bundle, threads=1)
+
+    found: dict[str, list[dict[str, Any]]] = {"itself": [], "slowed": []}
+    for number in range(runs):
+        same = bench(original, original, samples, repeats, seed=number)
+        wait = int(share * 1e6 * float(np.median(same.warm.times.ruler)))
+        late = bench(lambda wait=wait: Slowed(original(), wait), original, samples, repeats, seed=number)
+        for name, latency in (("itself", same), ("slowed", late)):
+            found[name].append(row(latency))
+            print(f"{number + 1:>3} {name}  {found[name][-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, write the JSON; 0 where the promise is kept, 10 where not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/verdicts.json"))
+    parser.add_argument(
+        "--bundle", type=Path, help="an engine that is there; default: the digits at half their tokens, exported first"
+    )
+    parser.add_argument("--runs", type=int, default=20, help="of each kind (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument(
+        "--slower", type=float, default=0.05, help="share of the median that the copy waits (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = options.bundle
+        if bundle is None:
+            recipe = Recipe.read(Path("digits-50"))
+            bundle = Path(scratch) / "digits"
+            api.export("tpcompile/digits-vit", out=bundle, method=recipe.method, parameters=recipe.parameters)
+        found = run(bundle, options.runs, samples_of(bundle, options.samples), options.repeats, options.slower)
+    counted = {
+        "itself_contains_1": sum(entry["contains_1"] for entry in found["itself"]),
+        "itself_called_faster": sum(entry["word"] == "faster" for entry in found["itself"]),
+        "itself_called_slower": sum(entry["word"] == "slower" for entry in found["itself"]),
+        "slowed_called_slower": sum(entry["word"] == "slower" for entry in found["slowed"]),
+    }
+    settings = {
+        "runs": options.runs,
+        "samples": options.samples,
+        "repeats": options.repeats,
+        "slower": options.slower,
+        "effect": EFFECT,
+    }
+    document = {"settings": settings, "cpus": os.cpu_count(), "machine": platform.machine(), "counted": counted, **found}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(counted))
+    share = options.runs / 20
+    kept = (
+        counted["itself_contains_1"] >= LEAST_CONTAINED * share
+        and counted["itself_called_faster"] <= MOST_FASTER * share
+        and counted["slowed_called_slower"] >= LEAST_SLOWER * share
+    )
+    return 0 if kept else 10
+
+
+if __name__ == "__main__":
+    sys.exit(main())
