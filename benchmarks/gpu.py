@@ -34,6 +34,7 @@ from tpcompile.emit import emit
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, TpcompileError, first_line
 from tpcompile.models.library import timm, transformers
+from tpcompile.plan import Wish
 from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT
 from tpcompile.subject import subject_of
@@ -176,7 +177,7 @@ def _module(module: nn.Module, device: str) -> Run:
 def tensorrt(target: str, compiled: Compiled, folder: Path) -> dict[str, Run]:
     """Pruned and dense fp16 plans, in the form the target takes by itself, through engines: copies from and to the host included."""
     with stage(folder / target) as fresh:
-        fill(fresh, compiled, target, "fp16")
+        fill(fresh, compiled, target, "fp16", wish=Wish(dims={"batch": (1, 8, 32)}, profiled=True))
 
     def run(path: Path) -> Run:
         engine = load(path)

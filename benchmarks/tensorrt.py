@@ -89,7 +89,7 @@ class Written:
 
 def written(compiled: build.Compiled, rows: Sequence[Sample], form: str, folder: Path) -> Written:
     """The graphs before they are prepared for a precision."""
-    sizes = narrow(compiled.compact.dims, {})
+    sizes = narrow(compiled.compact.dims, {}, {"seq": 64})
     feeds = [row.inputs for row in rows]
     if form == "staged":
         plan = Plan("bucketed", "staged", STEP, usual=calibrate(compiled.compact, rows, 0.5))
@@ -202,6 +202,7 @@ def main() -> int:
         for row in rows_of(name, left_out | {key(row) for row in rows}):
             rows.append(row)
             FOUND.write_text(json.dumps({"tensorrt_rtx": version, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_page(rows)
             print(*key(row), row["seconds"], "s", row["megabytes"], "MB", row["off_by"], file=sys.stderr, flush=True)
             if time.monotonic() > end:
                 break
