@@ -80,7 +80,8 @@ def measure(samples: Sequence[Sample], dense: Outputs, pruned: Outputs) -> Task:
     if not shared:
         raise UsageError("dense and pruned share no output", fix="export both with the same head")
     if embedding is None and HIDDEN in shared and dense[0][HIDDEN].ndim == 3:
-        return _align(samples, dense, pruned)
+        alike = all(a[HIDDEN].shape == b[HIDDEN].shape for a, b in zip(dense, pruned, strict=True))
+        return _align(samples, dense, pruned) if alike else _remember(dense, pruned)
     name = embedding or shared[0]
     cosines = [cosine(a[name], b[name]) for a, b in zip(dense, pruned, strict=True)]
     return Task("cosine", len(cosines), None, None, float(np.mean(cosines)))
@@ -116,6 +117,12 @@ def _align(samples: Sequence[Sample], dense: Outputs, pruned: Outputs) -> Task:
         if real
     ]
     return Task("token cosine", len(cosines), None, None, float(np.mean(cosines)))
+
+
+def _remember(dense: Outputs, pruned: Outputs) -> Task:
+    """A memory that is shorter where tokens are gone: the means over its rows."""
+    cosines = [cosine(a[HIDDEN].mean(axis=1), b[HIDDEN].mean(axis=1)) for a, b in zip(dense, pruned, strict=True)]
+    return Task("memory cosine", len(cosines), None, None, float(np.mean(cosines)))
 
 
 def _spans(samples: Sequence[Sample], outputs: Outputs) -> NDArray[np.int64]:
