@@ -3,15 +3,19 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
+from tpcompile import overview
+from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
-from tpcompile.backends.base import Backend
+from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
 from tpcompile.capture import Dynamic, capture
@@ -101,7 +105,8 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
+           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False,
+           lengths: Sequence[int] = (), prime: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
            force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
@@ -123,6 +128,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.
         tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
+        lengths: a ladder, as ``buckets``, that the length of an input is rounded up to; refused where padding is not proved to change
+            nothing.
+        prime: put inputs of that data into the bundle that ``load`` runs, so that shapes like theirs are not new to the runtime later.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -140,7 +148,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         TpcompileError: see ``tpcompile.errors``.
     """
     runtime = backend(target)
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune, dict(dims or {}), runtime.profiled)
+    wish = Wish(
+        lowering, form, tuple(buckets), calibrate, static_quantile, tune, tuple(lengths), prime, dict(dims or {}), runtime.profiled
+    )
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
@@ -157,7 +167,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
           confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
-          memory: bool = True, progress: Progress | None = None) -> Latency:  # fmt: skip
+          memory: bool = True, attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -176,6 +186,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
         workers: callers at once; more than 1 measures that too.
         memory: measure the peak memory of each engine, in a process of its own.
+        attribute: profile both engines: where the time goes, and from where on pruning should pay.
         progress: called per phase.
     """
     found = bundles.read(path)
@@ -191,12 +202,15 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples by {size}, {2 * repeats} passes", 0, 1)
-    twin = other.path
+    twin, kept = other.path, cache(lambda: counts(path, groups) if own else [])
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
-        flops=found.manifest.flops if own else None, counts=lambda: counts(path, groups) if own else (),
+        flops=found.manifest.flops if own else None, counts=kept,
     )  # fmt: skip
+    if attribute:
+        times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
+        latency = replace(latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times))))
     if memory:
         latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
@@ -208,10 +222,10 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     """Validate and time a bundle, and show both in one HTML file, with what was kept of a few samples drawn over them.
 
     Args:
-        path: the bundle.
+        path: the bundle; or a folder of bundles: each that has no reports yet gets them, and one page compares all.
         data: see ``validate``.
         samples: at most this many.
-        out: the file to write; default ``reports/report.html`` in the bundle.
+        out: the file to write; default ``reports/report.html`` in the bundle, ``overview.html`` in a folder of them.
         truncate: as for ``validate``.
         batch: samples an inference.
         threads: per engine, for the timing.
@@ -220,14 +234,29 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     Returns:
         The file.
     """
+    if Path(path).is_dir() and not (Path(path) / overview.MANIFEST).exists():
+        return _overview(Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
     found = bundles.read(path)
     parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
-    latency = bench(path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
+    told = isinstance(backend(found.manifest.target), Profiler)
+    latency = bench(
+        path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, attribute=told, progress=progress
+    )
     seen = traces(path, samples_of(found, data, samples, "docstrings:report", truncate))
     page = ReportData(
         found.manifest.model.id, (EngineRun(found.manifest, parity, latency),), seen, tuple(filter(None, [found.manifest.note]))
     )
     return write_report(page, Path(out) if out is not None else found.path / "reports" / "report.html")
+
+
+def _overview(folder: Path, out: str | Path | None, **options: Any) -> Path:
+    """A page for a folder of bundles."""
+    found = overview.bundles_in(folder)
+    for one in found:
+        if not overview.measured(one):
+            report(one.path, **options)
+    page = Path(out) if out is not None else folder / "overview.html"
+    return overview.write_overview([overview.entry(one, folder) for one in found], page, f"Bundles in {folder.resolve().name}")
 
 
 def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:

@@ -23,6 +23,7 @@ from tpcompile.manifest import FileInfo, Manifest
 
 MANIFEST = "tpcompile.json"
 VECTORS = "vectors/vectors.safetensors"
+PRIMERS = "prime.safetensors"
 REFERENCE = "reference/model.onnx"
 REPORTS = "reports"
 """Folder for what is measured later; never hashed."""
@@ -80,6 +81,13 @@ class Bundle:
             return ()
         self.verify([VECTORS])
         return _load_vectors(self.path / VECTORS)
+
+    def primers(self) -> tuple[Mapping[str, np.ndarray], ...]:
+        """The inputs that ``load`` runs, checked; empty where the bundle was not exported so."""
+        if not self.manifest.primed:
+            return ()
+        self.verify([PRIMERS])
+        return tuple(vector.inputs for vector in _load_vectors(self.path / PRIMERS))
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Compare files with the manifest.

@@ -68,6 +68,9 @@ def data_options(command: Decorated) -> Decorated:
     show_default=True,
     help="Callers at once on one engine: more than 1 measures throughput under load too.",
 )
+@click.option(
+    "--attribute", is_flag=True, help="Profile both engines: where the time goes, and from where on pruning should pay."
+)
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure each engine's peak memory.")
 @click.pass_obj
 def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
@@ -89,10 +92,20 @@ def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine, for the timing."
 )
-@click.option("-o", "--output", "out", metavar="F.html", type=DIR, help="Default: reports/report.html in the bundle.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    metavar="F.html",
+    type=DIR,
+    help="Default: reports/report.html in a bundle, overview.html in a folder.",
+)
 @click.pass_obj
 def report(settings: Settings, /, bundle: Path, **options: Any) -> None:
-    """Validate and time a bundle, and show both in one HTML file with the kept words or patches drawn over the input."""
+    """Validate and time a bundle, and show both in one HTML file with the kept words or patches drawn over the input.
+
+    Of a folder with bundles in it, one page compares all by latency and quality; those that have reports are not measured again.
+    """
     with settings.work() as progress:
         from tpcompile import api
 
