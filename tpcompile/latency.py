@@ -42,8 +42,9 @@ class Phase:
     Attributes:
         dense_ms: ``[passes, n]`` raw times of the wall clock in real order.
         pruned_ms: ``[passes, n]``.
-        dense_cpu_ms: ``[passes, n]`` CPU time of the calling thread.
+        dense_cpu_ms: ``[passes, n]`` CPU time of this process.
         pruned_cpu_ms: ``[passes, n]``.
+        ruler: ``cpu`` or ``wall``: the clock that engines are compared by.
         dense: figures of the per-sample medians over passes, by the ruler that engines are compared with.
         pruned: the same for the pruned engine.
         speedup: dense time over pruned time; below 1 pruning made it slower.
@@ -55,6 +56,7 @@ class Phase:
     pruned_ms: NDArray[np.float64]
     dense_cpu_ms: NDArray[np.float64]
     pruned_cpu_ms: NDArray[np.float64]
+    ruler: str
     dense: Summary
     pruned: Summary
     speedup: Interval
@@ -68,7 +70,8 @@ class Phase:
     @property
     def times(self) -> Times:
         """Both clocks of both engines."""
-        return Times(np.stack([self.dense_ms, self.pruned_ms]), np.stack([self.dense_cpu_ms, self.pruned_cpu_ms]))
+        wall, cpu = (self.dense_ms, self.pruned_ms), (self.dense_cpu_ms, self.pruned_cpu_ms)
+        return Times(np.stack(wall), np.stack(cpu), self.ruler == "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +254,7 @@ def bench(
         warm=found["warm"],
         noise=noise,
         drift=drift(totals.sum(axis=0)),
-        ruler="cpu" if warm.own else "wall",
+        ruler=found["warm"].ruler,
         waited=warm.waited,
         cpus=cpus,
         effect=min_effect,
@@ -273,6 +276,7 @@ def _phase(times: Times, work: Saving | None, confidence: float, seed: int) -> P
         pruned_ms=times.wall[1],
         dense_cpu_ms=times.cpu[0],
         pruned_cpu_ms=times.cpu[1],
+        ruler="cpu" if times.own else "wall",
         dense=summarise(a),
         pruned=summarise(b),
         speedup=speedup,
