@@ -6,6 +6,7 @@ from tpcompile.passes.base import Dump, GraphPass, Hook, Pipeline
 from tpcompile.passes.canonicalize import Canonicalize
 from tpcompile.passes.cleanup import Cleanup
 from tpcompile.passes.compact import Compact
+from tpcompile.passes.impose import Impose
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.mark import Mark
 from tpcompile.passes.optimize.hoist import Hoist
@@ -38,7 +39,7 @@ def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bo
 
 DEFAULT = pipeline()
 
-PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Skip(), Lower())}
+PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAULT.passes, Impose(), Skip(), Lower())}
 
 __all__ = [
     "DEFAULT",
@@ -50,6 +51,7 @@ __all__ = [
     "GraphPass",
     "Hook",
     "Hoist",
+    "Impose",
     "Lower",
     "Mark",
     "Narrow",

@@ -11,7 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from tpcompile.axes import Factors, parse
-from tpcompile.ops import PRUNE, RESTORE
+from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.rules import RULES, Held, Rule, call_of, tensor_nodes
 from tpcompile.passes.rules.base import size
 
@@ -21,7 +21,11 @@ LOOSE = "loose"
 Key = tuple[str, int, int]
 """(node, output, dim)."""
 
-_SITES = {PRUNE: Factors(*parse("b n c, b n, b n -> b n c")), RESTORE: Factors(*parse("b n c, b n, b n c -> b n c"))}
+_SITES = {
+    PRUNE: Factors(*parse("b n c, b n, b n -> b n c")),
+    RESTORE: Factors(*parse("b n c, b n, b n c -> b n c")),
+    MEMORY: Factors(*parse("b n c, b n -> b m c, b m")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Described:
         node: the call.
         factors: how its dims correspond; None when the op has no rule.
         operands: tensor inputs, in the order of ``factors.ins``.
-        rule: its rule; None for prune and for ops without one.
+        rule: its rule; None for prune, restore and memory, and for ops without one.
     """
 
     node: fx.Node

@@ -13,6 +13,7 @@
 
 import operator
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +64,7 @@ class Canonicalize(GraphPass):
                 draft.graph.erase_node(node)
             elif node.target in forms:
                 _rewrite(node, forms[node.target])
+        constants = program.constants().keys()
         draft = program.adopt(draft).draft()  # what was written has its shapes now
         for node in list(draft.graph.nodes):
             if node.target in _SAME or _whole(node):
@@ -70,7 +72,7 @@ class Canonicalize(GraphPass):
             elif node.target in _RESHAPES:
                 _reshape(node)
             elif node.target is aten.cat.default and plain:
-                _join(node)
+                _join(node, constants)
         if not plain:
             return share(program.adopt(draft))
         written = list(logic(draft.graph, Masks(AxesMap(draft.graph), program.constants())))
@@ -108,10 +110,10 @@ def _rewrite(node: fx.Node, form: Form) -> None:
             node.graph.erase_node(user)
 
 
-def _join(node: fx.Node) -> None:
+def _join(node: fx.Node, constants: Collection[str]) -> None:
     """Put a selection by position in the place of a join, where it is one."""
     with node.graph.inserting_before(node):
-        made = joined(node)
+        made = joined(node, constants)
     if made is not None:
         node.replace_all_uses_with(made)
 

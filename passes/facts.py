@@ -122,7 +122,8 @@ class Facts:
     def masked(self, call: Described, factor: str) -> dict[int, Value]:
         """The classes along a factor that lie so far below the rest that a softmax or max over them all never picks one.
 
-        Far below position 0 is enough, which is stored in every run, and far below each row's own key, which is stored with the row.
+        Far below position 0 is enough, which is stored in every run, and far below each row's own key, which is stored with the row. A safe
+        softmax gives -inf no weight whatever else the row holds.
         """
         assert call.factors is not None
         fact, (dim, *_) = self[call.operands[0]], call.of(0, factor)
@@ -131,7 +132,7 @@ class Facts:
         if call.rule is not None and call.rule.held is Held.ORDER:  # behind all the living, not only the largest
             last = {cls: value for cls, value in values.items() if value.exact and value.lo == NEG_INF}
             return last if all(v.finite for v in (living, *(values[c] for c in values if c not in last))) else {}
-        rows = self._own(call, factor)
+        rows, safe = self._own(call, factor), call.node.target is aten._safe_softmax.default
         found: dict[int, Value] = {}
         for against in (lambda cls: living if cls == LIVE else values[cls], rows):
             if against is None:
@@ -140,7 +141,9 @@ class Facts:
             while above := {c for c in low if not all(values[c].below(against(o)) for o in (LIVE, *values) if o not in low)}:
                 low -= above
             found |= {cls: values[cls] for cls in low}
-        found |= {cls: value for cls, value in values.items() if value.below(first)}
+        found |= {
+            cls: value for cls, value in values.items() if value.below(first) or (safe and value.exact and value.lo == NEG_INF)
+        }
         return dict(sorted(found.items()))
 
     def _own(self, call: Described, factor: str) -> Callable[[int], Value] | None:

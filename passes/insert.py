@@ -28,7 +28,7 @@ def insert(program: Program, mask: Candidate, state: str, alive: float) -> Progr
     readers = [u for u in x.users if u not in leads and u is not source and u.op != "output" and not _only_base(u, x)]
     if not readers:
         return None
-    new = _Writer(draft.graph, source, source)
+    new = Writer(draft.graph, source, source)
     keep = _keep(new, source, mask.numbers, alive)
     new.last = max(x, keep, key=list(draft.graph.nodes).index)
     prune = new(PRUNE, x, keep)
@@ -70,7 +70,7 @@ def restored(program: Program) -> Program:
             stack.extend(_row_by_row(call))
             continue
         mask, alive, new, old = chosen
-        write = _Writer(draft.graph, nodes[mask.name], nodes[node.name])
+        write = Writer(draft.graph, nodes[mask.name], nodes[node.name])
         keep = _keep(write, nodes[mask.name], masks(mask), alive)
         write.last = max(keep, nodes[node.name], key=list(draft.graph.nodes).index)
         base = nodes[old.name] if isinstance(old, fx.Node) else write.filled(nodes[new.name], old)
@@ -127,13 +127,20 @@ def _alike(node: fx.Node, *others: fx.Node) -> bool:
     return all(_rows(n) and n.meta["val"].shape == value.shape and n.meta["val"].dtype is value.dtype for n in others)
 
 
-class _Writer:
-    """Writes nodes one behind the other, with their metadata, at a user's line."""
+class Writer:
+    """Writes nodes one behind the other, with their metadata, at a user's line.
+
+    Args:
+        graph: to write into.
+        last: the node that the first one stands behind.
+        like: whose line and module the nodes get.
+    """
 
     def __init__(self, graph: fx.Graph, last: fx.Node, like: fx.Node) -> None:
         self.graph, self.last, self.like = graph, last, like
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Write a call behind the last one."""
         with self.graph.inserting_after(self.last):
             made = self.graph.call_function(target, args, kwargs)
         made.meta = {k: v for k, v in self.like.meta.items() if k in ("stack_trace", "nn_module_stack")}
@@ -147,12 +154,16 @@ class _Writer:
 
     def filled(self, like: fx.Node, number: float) -> fx.Node:
         """A tensor of one number, of the shape that ``like`` has in masked form."""
-        value = like.meta["val"]
-        sizes = [s if isinstance(s, int) else self(aten.sym_size.int, like, d) for d, s in enumerate(value.shape)]
-        return self(aten.full.default, sizes, number, dtype=value.dtype)
+        sizes = [self.size(like, d) for d in range(like.meta["val"].dim())]
+        return self(aten.full.default, sizes, number, dtype=like.meta["val"].dtype)
+
+    def size(self, x: fx.Node, dim: int) -> Any:
+        """A size: an int, or a node where it is not fixed."""
+        found = x.meta["val"].shape[dim]
+        return found if isinstance(found, int) else self(aten.sym_size.int, x, dim)
 
 
-def _keep(new: _Writer, mask: fx.Node, numbers: Numbers, alive: float) -> fx.Node:
+def _keep(new: Writer, mask: fx.Node, numbers: Numbers, alive: float) -> fx.Node:
     """Bool ``[B, N]``, true where a token lives: where the mask is on the side of ``alive``."""
     dim = token_dim(mask)
     ones = [d for d in range(1, mask.meta["val"].dim()) if d != dim]

@@ -9,7 +9,7 @@ One fix-point over the axis rules:
 5. each position read on a pruned set is pinned when it counts from the front, or ``RigidAxis``;
 6. each keep mask is contained in the earlier ones, or ``RevivedToken``; an op without a rule on a pruned set is ``UnknownOp``;
 7. a softmax whose keys may all be masked must not reach a decision or an output, or ``UnmaskedFold``;
-8. ``restore`` runs over the set of its base, and takes no dropped token from its rows, or ``RevivedToken``;
+8. ``restore`` runs over the set of its base, and takes no dropped token from its rows, nor does ``memory``, or ``RevivedToken``;
 9. with a batch, nothing that runs over pruned tokens mixes samples, or ``RigidAxis``: each sample has a set of its own;
 10. a model that gathers by itself has nothing to prove: its sets are the axes that begin at its sites.
 """
@@ -22,7 +22,7 @@ from torch import fx
 
 from tpcompile.axes import NEG_INF
 from tpcompile.errors import RevivedToken, RigidAxis, TokenMismatch, UnmaskedFold, UsageError
-from tpcompile.ops import PRUNE, RESTORE
+from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.assumptions import assumptions, bounds
 from tpcompile.passes.axesmap import LOOSE, AxesMap, Described
 from tpcompile.passes.base import GraphPass
@@ -116,9 +116,10 @@ class Proof:
     def _call(self, call: Described) -> None:
         if call.factors is None:
             return
-        if call.node.target in (PRUNE, RESTORE):
-            (self._site if call.node.target is PRUNE else self._restore)(call)
-            return
+        for op, check in ((PRUNE, self._site), (RESTORE, self._restore), (MEMORY, self._memory)):
+            if call.node.target is op:
+                check(call)
+                return
         for factor, level in self._pruned(call):
             if self.axes.mixes(call):
                 self._mixed(call, level)
@@ -140,7 +141,7 @@ class Proof:
 
     def _fold(self, call: Described, factor: str, level: int) -> None:
         assert call.factors is not None
-        hidden = self._neutral(call, factor, call.factors.folds[factor])
+        hidden = self.neutral(call, factor, call.factors.folds[factor])
         for cls in range(1, level + 1):
             if cls not in hidden:
                 site = self.program.sites[cls - 1]
@@ -157,7 +158,7 @@ class Proof:
                     "the masked model reads dropped tokens here",
                 )  # fmt: skip
 
-    def _neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
+    def neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
         """The classes at which a fold sees its neutral value: a mask far below the living, or an exact zero beside finite numbers."""
         if neutral == NEG_INF:
             return {*self.facts.masked(call, factor), *self._least(call, factor)}
@@ -218,11 +219,21 @@ class Proof:
         x, keep, base = call.operands
         self._one_axis(call)
         newest = max(self.levels.get(x, 1), self.levels.get(keep, 1))
-        for cls in range(self.levels.get(base, 1) + 1, newest + 1):
+        self._taken(call.node, keep, range(self.levels.get(base, 1) + 1, newest + 1))
+
+    def _memory(self, call: Described) -> None:
+        x, keep = call.operands
+        self._taken(call.node, keep, range(1, max(self.levels.get(x, 1), self.levels.get(keep, 1)) + 1))
+        self._settled(keep, call.node, "the mask of a memory")
+
+    def _taken(self, node: fx.Node, keep: fx.Node, dropped: range) -> None:
+        """Demand that a mask is False wherever one of some sites dropped."""
+        for cls in dropped:
             if self.facts[keep].at(1, cls) != ZERO:
                 earlier = self.program.sites[cls - 1]
+                name = str(node.target).removeprefix("tpcompile.").removesuffix(".default")
                 raise refusal(
-                    RevivedToken, call.node, f"restore may take a token from rows where {earlier.name} ({earlier.where.short}) dropped it",
+                    RevivedToken, node, f"{name} may take a token from rows where {earlier.name} ({earlier.where.short}) dropped it",
                     "pass the keep mask of the last site before it",
                 )  # fmt: skip
 

@@ -1,16 +1,18 @@
 """A prefix joined in front of what was computed without it: ``cat([a, f(x[:, k:])])`` is ``where(position < k, a, f(x))``.
 
 A decision is often made for patches only, and ones for the class token are laid in front of it. As a join, the mask's positions depend on
-how many tokens there are; read as a selection by position, it follows the tokens. ``f`` is anything that works row by row.
+how many tokens there are; read as a selection by position, it follows the tokens. ``f`` is anything that works row by row;
+tables that it reads, such as rotary angles without a row for the class token, get rows of zeros in front, which are never picked.
 """
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import fx
 
-from tpcompile.passes.axesmap import describe
+from tpcompile.passes.axesmap import Described, describe
 from tpcompile.passes.rules import Held, bind, tensor_nodes
 from tpcompile.passes.rules.base import size
 from tpcompile.passes.rules.forms import Writer
@@ -19,11 +21,12 @@ from tpcompile.passes.rules.ranges import QUOTIENTS
 aten = torch.ops.aten
 
 
-def joined(cat: fx.Node) -> fx.Node | None:
+def joined(cat: fx.Node, constants: Collection[str] = ()) -> fx.Node | None:
     """What takes the place of a join, written before it; None where it is another kind of join.
 
     Args:
-        cat: two tensors; the first has one row along the joined dim, or rows of one number.
+        cat: two tensors; the first has one row along the joined dim, rows of one number, or the first rows of what the second follows from.
+        constants: names of the placeholders that are weights and buffers.
     """
     w = Writer(cat)
     (dim,) = w.dims(cat)
@@ -34,15 +37,24 @@ def joined(cat: fx.Node) -> fx.Node | None:
     length = first.meta["val"].shape[dim]
     if not isinstance(length, int) or length < 1:
         return None
-    row: Any = first if length == 1 else _number(first)
-    body = _Lift(length, w).full(rest, dim) if row is not None else None
-    if body is None:
+    body = _Lift(length, w, constants).full(rest, dim)
+    row = None if body is None else _row(first, body, dim)
+    if body is None or row is None:
         return None
     front = w(aten.lt.Scalar, w.positions(body, dim), length)
     if not isinstance(row, fx.Node):
         row = w(aten.scalar_tensor.default, row, dtype=w.out.dtype)
     made = w(aten.where.self, front, row, body)
     return made if made.meta["val"].dtype is w.out.dtype and _alike(made, cat) else None
+
+
+def _row(first: fx.Node, body: fx.Node, dim: int) -> fx.Node | float | None:
+    """What stands in front, so that it broadcasts over the body; None where it does not."""
+    if first.meta["val"].shape[dim] == 1:
+        return first
+    source = first.args[0] if first.target is aten.slice.Tensor else None
+    cut = first.target is aten.slice.Tensor and first.args[1:3] == (dim, 0)
+    return source if cut and isinstance(source, fx.Node) and _alike(source, body) else _number(first)
 
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
@@ -70,10 +82,11 @@ class _Lift:
     Args:
         length: of the prefix.
         at: a writer at the join.
+        constants: names of the placeholders that are weights and buffers.
     """
 
-    def __init__(self, length: int, at: Writer) -> None:
-        self.length, self.at = length, at
+    def __init__(self, length: int, at: Writer, constants: Collection[str]) -> None:
+        self.length, self.at, self.constants = length, at, constants
         self.made: dict[tuple[fx.Node, int], fx.Node] = {}
 
     def full(self, node: fx.Node, dim: int) -> fx.Node | None:
@@ -107,14 +120,16 @@ class _Lift:
         factor = call.factors.outs[0][dim]
         if factor is None or factor in {*call.factors.rigid, *call.factors.folds, *call.factors.reads}:
             return None
-        lifted = []
+        lifted: list[fx.Node | None] = []
         for index, operand in enumerate(operands):
-            where = list(call.of(index, factor))
+            where = [d for d in call.of(index, factor) if operand.meta["val"].shape[d] != 1]
             whole = self.full(operand, where[0]) if len(where) == 1 else None if where else operand
-            if whole is None:
-                return None
             lifted.append(whole)
-        if lifted == operands:
+        if not any(whole is not None and whole is not operand for whole, operand in zip(lifted, operands, strict=True)):
+            return None
+        for index, (whole, operand) in enumerate(zip(lifted, operands, strict=True)):
+            lifted[index] = whole if whole is not None else self._padded(operand, call, index, factor)
+        if None in lifted:
             return None
         given = iter(lifted)
         args, kwargs = fx.map_arg(
@@ -128,3 +143,19 @@ class _Lift:
             sizes[dim] = -1
             args, kwargs = tuple({**bound, call.rule.sized: sizes}.values()), {}
         return Writer(node)(node.target, *args, **kwargs)
+
+    def _padded(self, table: fx.Node, call: Described, index: int, factor: str) -> fx.Node | None:
+        """A table of constants with rows of zeros in front; None where it is no such table."""
+        where = list(call.of(index, factor))
+        stack, seen = [table], {table}
+        while stack:
+            node = stack.pop()
+            if node.op == "placeholder" and node.name not in self.constants:
+                return None
+            stack += (fresh := [n for n in node.all_input_nodes if n not in seen])
+            seen.update(fresh)
+        if len(where) != 1:
+            return None
+        sizes = [self.length if d == where[0] else self.at.size(table, d) for d in range(table.meta["val"].dim())]
+        zeros = self.at(aten.full.default, sizes, 0.0, dtype=table.meta["val"].dtype)
+        return self.at(aten.cat.default, [zeros, table], where[0])

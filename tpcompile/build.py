@@ -1,13 +1,11 @@
 """From a subject to a sealed bundle: compile once, build any number of targets from it."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
-from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,25 +14,29 @@ import numpy as np
 import torch
 
 from tpcompile import bundle as bundles
-from tpcompile.backends import backend
-from tpcompile.backends.base import Backend
+from tpcompile import environment
+from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
+from tpcompile.difference import NOISE, TOLERANCE
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.errors import UsageError
+from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
-from tpcompile.parity import NOISE, TOLERANCE
+from tpcompile.onnxquant import GRIDS
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
-from tpcompile.plan import AUTO, Plan, Wish, candidates, settle
+from tpcompile.passes.padding import Padding, prove_padding
+from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
+from tpcompile.prime import cover
 from tpcompile.program import Program
+from tpcompile.quantised import Feeds, write_quantised
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
@@ -45,8 +47,12 @@ LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "no
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 CALIBRATION = 100
 """Samples that the counts of ``static`` are taken from."""
+OBSERVED = 32
+"""Samples that show the range of activations, for 8 bits."""
 TUNED, BATCH = 40, 8
 """Samples that candidates are timed on, and how many of them go together where batches may."""
+Calibration = Callable[[], tuple[str, list[Sample]]]
+"""Gives data of the kind the engine will meet, with its name."""
 ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
 
 
@@ -60,6 +66,7 @@ class Compiled:
         compact: gathered form, the engine.
         dense: the baseline.
         work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
+        found: captured form with its sites.
     """
 
     subject: Subject
@@ -67,6 +74,27 @@ class Compiled:
     compact: Program
     dense: Program
     work: Polynomial = ()
+    found: Program | None = None
+
+    @cached_property
+    def padding(self) -> Padding:
+        """The proof that inputs may be padded.
+
+        Raises:
+            UsageError: the model has no attention mask, or gathers by itself.
+            AxisError: there is no proof; the reason, at the user's line.
+        """
+        if self.found is None or self.found.gathered:
+            raise UsageError("a model that gathers by itself: its padding is not looked into", fix="leave the lengths out")
+        return prove_padding(self.found, self.subject.batch)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there is that proof."""
+        try:
+            return bool(self.padding.mask)
+        except (AxisError, UsageError):
+            return False
 
     @cached_property
     def twin(self) -> OnnxModel:
@@ -120,7 +148,7 @@ def compile_subject(
             fix="pass a dense model with the same outputs",
         )
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, work)
+    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name])
 
 
 def fill(
@@ -130,21 +158,25 @@ def fill(
     precision: str = "fp32",
     say: Callable[[str], None] = lambda step: None,
     wish: Wish = AUTO,
+    capabilities: Sequence[str] = (),
 ) -> Plan:
     """Build a target's engines into a staged folder and seal it.
 
     Args:
         folder: from ``tpcompile.bundle.stage``.
         compiled: the model.
-        target: ``onnx`` or ``openvino``.
+        target: of the engines.
         precision: of the engine.
         say: called before every step with its name.
         wish: the lowering and form asked for.
+        capabilities: compute capabilities to build for; none: the backend's own choice.
 
     Returns:
         What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
+    extent = Extent(narrow(compiled.compact.dims, wish.dims), tuple(capabilities))
+    _admit(subject, extent)
     say("write ONNX")
     twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
@@ -153,39 +185,51 @@ def fill(
             copyfile(asset, part / asset.name)
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
-    plan, trials = _plan(folder, compiled, target, precision, say, wish)
+    found = cache(lambda: _calibration(folder, compiled, wish, say))
+    if wish.lengths:
+        say("prove that padding changes nothing")
+        _ = compiled.padding
+    plan, trials = _plan(folder, compiled, target, precision, say, wish, found)
+    feeds = grouped(found()[1][:OBSERVED], compiled.subject.batch) if precision in GRIDS else ()
     lowered = plan.step(compiled.compact)
     say("build engine")
-    outputs, stages = _engine(runtime, compiled, plan, folder, precision)
+    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
     say("build dense")
-    _build(runtime, twin, folder / "dense", precision)
+    _build(runtime, twin, folder / "dense", precision, extent, feeds)
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
     truth = (
         lowered if plan.counts else compiled.placed
     )  # a sample may overflow constant counts: then it is not the masked program's
-    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject))
+    bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
-    common = _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages, "measured": measured})
+    made = _manifest(compiled, target, precision, plan, outputs, extent)
+    common = made.model_copy(update={"stages": stages, "measured": measured})
+    if wish.prime:
+        primers = cover(lowered, common, grouped(found()[1], subject.batch))
+        bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
+        common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
 
 
 def _plan(
-    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish
+    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish, found: Calibration
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
-    found = cache(lambda: _calibration(folder, compiled, wish, say))
-    plans = candidates(wish, target, compiled.compact, found) if wish.tune else []
+    plans = (
+        candidates(wish, target, compiled.compact, found, lambda: len({row.length for row in found()[1]}) > 1 and compiled.padded)
+        if wish.tune
+        else []
+    )
     if len(plans) < 2:
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
     say("tune")
-    groups = batches(rows[:TUNED], BATCH if compiled.subject.batch == "ragged" else 1, by_length=True)
-    feeds = [collate([rows[i] for i in group]) for group in groups]
+    feeds = grouped(rows[:TUNED], compiled.subject.batch)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
     taken = choose(trials).plan
@@ -195,23 +239,52 @@ def _plan(
     return replace(taken, reason=reason), trials
 
 
+def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
+    """Samples as inputs, where batches may be a few together."""
+    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
+    return [collate([rows[i] for i in group]) for group in groups]
+
+
 def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
-    outputs, stages = _engine(backend(target), compiled, plan, folder, precision)
-    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs).model_copy(update={"stages": stages}))
+    extent = Extent(narrow(compiled.compact.dims, {}))
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
+    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+
+
+def _admit(subject: Subject, extent: Extent) -> None:
+    """Refuse a range of sizes that leaves out the example: what a model was traced with must fit its engine."""
+    for name, dims in subject.dynamic.items():
+        for dim, size in dims.items():
+            least, _, most = extent.sizes.get(str(size), (0, 0, 0))
+            have = subject.inputs[name].shape[dim]
+            if most and not least <= have <= most:
+                raise UsageError(
+                    f"the example's {name} has {size} = {have}; the range asked for is {least} to {most}",
+                    fix="give a range that holds the example, or another example",
+                )
 
 
 def _engine(
-    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str
+    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent, feeds: Feeds
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
         chain = cut(emit(plan.step(compiled.compact), hosted=True))
-        _build_chain(runtime, chain, folder, precision)
+        fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
+        _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
     model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
-    _build(runtime, model, folder, precision)
+    _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
+
+
+def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, int, int]]:
+    """The ranges of what sites store, as the stages name them."""
+    keeps = [tensor for stage in chain.stages for tensor in stage.outputs if tensor.name.endswith(".keep")]
+    size = keeps[0].shape[1]
+    least, _, most = (size, size, size) if isinstance(size, int) else extent.sizes[size]
+    return behind_sites((least, most), plan, len(keeps))
 
 
 def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[str], None]) -> tuple[str, list[Sample]]:
@@ -229,32 +302,37 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
     if given is None:
-        what = "tuning times real inputs" if wish.tune else "lowering static takes its counts from data"
+        what = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
         raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
     if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
     return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
 
 
-def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str) -> None:
+def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         path = Path(scratch) / "model.onnx"
         model.save(path)
-        runtime.build(path, out, precision)
+        if precision in GRIDS:
+            write_quantised(Path(scratch), (), model.outputs, feeds, precision)
+        runtime.build(path, out, precision, extent=extent)
 
 
-def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str) -> None:
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        for number, path in enumerate(chain.save(Path(scratch))):
-            runtime.build(path, out, precision, stage=number)
+        paths = chain.save(Path(scratch))
+        if precision in GRIDS:
+            write_quantised(Path(scratch), chain.stages, chain.outputs, feeds, precision)
+        for number, path in enumerate(paths):
+            runtime.build(path, out, precision, stage=number, extent=extent)
 
 
-def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
+def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> list[Vector]:
     """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
-        longest = truth.dims.get("seq", (2, 512))[1]
-        texts = load_data(None, folder, longest, 4, names=tuple(subject.inputs))
+        least, _, longest = extent.sizes.get("seq", (2, 0, 512))
+        texts = [text for text in load_data(None, folder, longest, 4, names=tuple(subject.inputs)) if text.length >= least]
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []
     for inputs in given:
@@ -262,12 +340,14 @@ def _vectors(truth: Program, folder: Path, subject: Subject) -> list[Vector]:
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
-        masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks))
+        masks, scores = (tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each)))
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks, scores))
     return rows
 
 
-def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec]) -> Manifest:
+def _manifest(
+    compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
+) -> Manifest:
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
     terms = {
@@ -296,18 +376,22 @@ def _manifest(compiled: Compiled, target: str, precision: str, plan: Plan, outpu
         form=plan.form,
         buckets=plan.buckets,
         counts=plan.counts,
+        lengths=plan.lengths,
+        padding=compiled.padding.mask if plan.lengths else "",
         reason=plan.reason,
         batch=subject.batch,
         patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
         note=subject.note,
-        dims=dict(compact.dims),
+        dims={name: (least, most) for name, (least, _, most) in extent.sizes.items()},
+        capabilities=extent.capabilities,
+        verified_on=backend(target).verified_on,
         inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
         outputs=tuple(TensorInfo.of(o) for o in outputs),
         ranges=dict(subject.values),
         attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
         precision=precision,
         pipeline=",".join([*compact.history, *([str(plan.step)] if plan.step != Lower() else [])]),
-        assumptions=compact.assumptions,
+        assumptions=(*compact.assumptions, *(compiled.padding.assumptions if plan.lengths else ())),
         bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
         flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
         tolerance=dict(LAWS[precision == "fp32"]),
@@ -320,7 +404,8 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
             "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "", "stages": (),
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0,
+            "reason": "", "stages": (),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }
@@ -328,12 +413,5 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": environment.versions(), "hardware": environment.hardware(), "created": created}

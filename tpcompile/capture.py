@@ -41,13 +41,16 @@ COMPOUND: tuple[OpOverload, ...] = (
 
 
 def capture(
-    model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, ranges: Ranges | None = None
+    model: nn.Module | ExportedProgram | Program,
+    inputs: Mapping[str, Tensor],
+    dynamic: Dynamic | None = None,
+    ranges: Ranges | None = None,
 ) -> Program:
     """Trace a model to functional ATen.
 
     Args:
         model: a module in eval mode whose forward takes the inputs by name and returns a tensor, a tuple or a mapping of tensors; or an
-            ExportedProgram of one.
+            ExportedProgram of one. A program that is captured already is returned as it is.
         inputs: example tensors by parameter name; dynamic dims need a size of at least 3 here.
         dynamic: per input, dim -> name; dims of one name share a size.
         ranges: per dim name, least and greatest size; default 2 to 8192, and from 1 for what stands first, the batch.
@@ -62,6 +65,8 @@ def capture(
         NotDeterministic: the model is in training mode, or changes a buffer.
         CaptureError: torch.export failed; its error is the cause.
     """
+    if isinstance(model, Program):
+        return model
     if isinstance(model, ExportedProgram):
         return _adopt(model, _in_order(model, inputs), dynamic or {})
     training = next((path for path, module in model.named_modules() if module.training), None)

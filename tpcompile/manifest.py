@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -20,6 +21,7 @@ def _relative(name: str) -> str:
 
 
 Relative = Annotated[str, AfterValidator(_relative)]
+PLAN = re.compile(r"\.plan(\.json)?$")
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Term = tuple[int | float, tuple[str, ...]]
 
@@ -143,19 +145,24 @@ class FileInfo(_Record):
 
 
 class Manifest(_Record):
-    """``tpcompile.json``. Everything but ``environment`` and ``measured`` is the same for the same input.
+    """``tpcompile.json``. Everything but plans, ``environment`` and ``measured`` is the same for the same input.
 
     Attributes:
         note: what a reader must know about the weights; empty as a rule.
         buckets: the ladder of lowering ``bucketed``.
         counts: the constant count of each site, for lowering ``static``.
+        lengths: the ladder that the length of an input is rounded up to; empty: inputs run as they come.
+        padding: the input ``[B, N]`` that tells tokens, 1, from padding, 0; for ``lengths``.
         reason: why this lowering and form.
         stages: of form ``staged``, in order; values go from one to later ones by name.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
         attended: inputs ``[B, N]`` that the proof takes to hold 0 and 1, and 1 at position 0.
         patches: which part of the image each token is; None where the tokens are no patches.
         dims: dynamic dim name -> smallest and largest size.
+        capabilities: of the GPUs that it was built for, where somebody chose.
+        verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
+        primed: inputs in ``prime.safetensors`` that ``load`` runs, so that the shapes to come are no longer new.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
 
@@ -170,6 +177,8 @@ class Manifest(_Record):
     form: str = "single"
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    padding: str = ""
     reason: str = ""
     stages: tuple[StageInfo, ...] = ()
     batch: str = "one"
@@ -180,11 +189,14 @@ class Manifest(_Record):
     attended: tuple[str, ...] = ()
     patches: PatchesInfo | None = None
     precision: str = "fp32"
+    capabilities: tuple[str, ...] = ()
+    verified_on: tuple[str, ...] = ("cpu",)
     pipeline: str = ""
     assumptions: tuple[str, ...] = ()
     bounds: tuple[BoundInfo, ...] = ()
     flops: Flops = Flops()
     tolerance: dict[str, float] = {}
+    primed: Annotated[int, Field(ge=0)] = 0
     parts: dict[Relative, Digest] = {}
     files: dict[Relative, FileInfo] = {}
     environment: dict[str, JsonValue] = {}
@@ -200,9 +212,12 @@ class Manifest(_Record):
     def identity(self) -> str:
         """sha256 of the canonical JSON of everything that does not depend on when and where.
 
-        What is at its default is left out: a later version of tpcompile that knows more fields finds the same.
+        What is at its default is left out: a later version of tpcompile that knows more fields finds the same. So are a builder's
+        plans and their labels: two builds of one graph differ in their bytes.
         """
         document = self.model_dump(mode="json", exclude={"environment", "measured"}, exclude_defaults=True)
+        if "files" in document:
+            document["files"] = {name: entry for name, entry in document["files"].items() if not PLAN.search(name)}
         return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 

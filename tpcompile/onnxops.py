@@ -14,9 +14,9 @@ from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 from onnxscript.values import Op, Opset
 
-from tpcompile.ops import COMPACT, FIT, GATHERED, PRUNE, PUT, RANK, RESTORE, TAKE
+from tpcompile.ops import COMPACT, FIT, GATHERED, MEMORY, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
-from tpcompile.rows import FAR
+from tpcompile.rows import FAR, MIN_COUNT
 
 op: Any = onnxscript.opset20  # its own types know no chains of calls
 
@@ -59,6 +59,13 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
 def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Each sample's stored positions first, in order, then its dropped ones; cut at the batch's largest count."""
     return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: needed))
+
+
+def _memory(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
+    """Each sample's living rows first, in order, then zeros: at least two rows where there are as many."""
+    least, length = op.Constant(value_ints=[MIN_COUNT]), op.Shape(x, start=1, end=2)
+    rows, alive, _ = _fetch(x, keep, _cut(keep, lambda needed: op.Min(op.Max(needed, least), length)))
+    return op.Where(op.Unsqueeze(alive, op.Constant(value_ints=[-1])), rows, op.Constant(value_float=0.0)), alive
 
 
 def _compact_bucketed(
@@ -239,6 +246,7 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
 
     own: dict[Callable[..., Any], Callable[..., Any]] = {
         GATHERED: _gathered,
+        MEMORY: _memory,
         PRUNE: _prune,
         RANK: _rank,
         RESTORE: _restore,

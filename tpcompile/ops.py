@@ -2,8 +2,8 @@
 
 Masked form: ``prune`` marks a site, ``rank`` says which tokens score highest, ``restore`` brings rows back to full length. Gathered form:
 ``compact`` is a site, the only data-dependent op of the IR; ``fit`` bounds what a site of constant count keeps; ``take`` gathers at a join,
-each sample by its own positions; ``put`` is what ``restore`` becomes. A model that gathers by itself says so with ``gathered``
-(docs/decisions/0011).
+each sample by its own positions; ``put`` is what ``restore`` becomes. ``memory`` leaves the living rows to a decoder, in both forms alike.
+A model that gathers by itself says so with ``gathered`` (docs/decisions/0011).
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ __all__ = [
     "COMPACT",
     "FIT",
     "GATHERED",
+    "MEMORY",
     "MIN_COUNT",
     "PRUNE",
     "PUT",
@@ -28,6 +29,7 @@ __all__ = [
     "compact",
     "fit",
     "gathered",
+    "memory",
     "prune",
     "put",
     "rank",
@@ -245,6 +247,33 @@ def _(base: Tensor, rows: Tensor, index: Tensor, keep: Tensor) -> Tensor:
     return torch.empty_like(base)
 
 
+@torch.library.custom_op("tpcompile::memory", mutates_args=())
+def memory(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The living rows alone, for a reader that takes a mask beside them: what a decoder's cross-attention reads.
+
+    Short in masked form as well, so both forms give the same rows in the same order. Rows that fill up a batch, or a memory of one
+    token, are zeros.
+
+    Args:
+        x: hidden states ``[B, N, C]``.
+        keep: bool ``[B, N]``, the keep mask of the last site before it.
+
+    Returns:
+        ``[B, K, C]``, and bool ``[B, K]``: the rows that live.
+    """
+    nothing = torch.zeros_like(keep)
+    positions = torch.from_numpy(store(keep.cpu().numpy(), nothing.cpu().numpy(), Rows())).to(x.device)
+    alive = torch.gather(keep, 1, positions)
+    rows = torch.gather(x, 1, positions.unsqueeze(-1).expand(-1, -1, x.shape[2]))
+    return torch.where(alive.unsqueeze(-1), rows, 0.0), alive
+
+
+@memory.register_fake
+def _(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size(min=MIN_COUNT)
+    return x.new_empty(x.shape[0], count, x.shape[2]), keep.new_empty(x.shape[0], count)
+
+
 def _along(index: Tensor, rank: int, batch: int, dim: int) -> Tensor:
     """``[B, K]`` with B at ``batch``, K at ``dim`` and 1 elsewhere."""
     shape = [1] * rank
@@ -257,6 +286,7 @@ GATHERED = torch.ops.tpcompile.gathered.default
 RANK = torch.ops.tpcompile.rank.default
 RESTORE = torch.ops.tpcompile.restore.default
 COMPACT = torch.ops.tpcompile.compact.default
+MEMORY = torch.ops.tpcompile.memory.default
 FIT = torch.ops.tpcompile.fit.default
 TAKE = torch.ops.tpcompile.take.default
 PUT = torch.ops.tpcompile.put.default

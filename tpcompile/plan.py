@@ -19,8 +19,11 @@ from tpcompile.rows import MIN_COUNT, Rows
 from tpcompile.samples import Sample
 
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
+MEDIAN = 0.5
 STEP = (16,)
 """The ladder where none is given: multiples of 16."""
+LADDERS = (STEP, (32,))
+"""Those that are tried where an input may be padded."""
 
 Data = str | Path | Sequence[Mapping[str, Any]]
 """A data specification (``tpcompile.data.load_data``), or inputs by name, a mapping a sample."""
@@ -37,6 +40,10 @@ class Wish:
         calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
         tune: measure what is left open, on the same data.
+        lengths: a ladder that the length of an input is rounded up to, where padding is proved to change nothing.
+        prime: carry inputs along that show the shapes to come, and run them when the engine is loaded.
+        dims: dim name -> least, usual and largest size that the engine must take; within what the model takes.
+        profiled: the target is built for ranges of sizes, so that data can say which counts are usual.
     """
 
     lowering: str = "auto"
@@ -45,6 +52,10 @@ class Wish:
     calibrate: Data | None = None
     quantile: float = 1.0
     tune: bool = False
+    lengths: tuple[int, ...] = ()
+    prime: bool = False
+    dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    profiled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together.
@@ -55,11 +66,13 @@ class Wish:
         for name, value, known in (("lowering", self.lowering, LOWERINGS), ("form", self.form, FORMS)):
             if value not in ("auto", *known):
                 raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: auto, {', '.join(known)}")
-        if self.buckets:
-            self._ladder()
+        self._ladders()
         if self.tune and self.form != "auto" and (self.lowering != "auto" or self.buckets):
             raise UsageError("lowering and form are given: nothing is left to tune", fix="leave one of them out, or tune")
-        if self.lowering != "static" and not self.tune and self.calibrate is not None:
+        for name, (least, usual, most) in self.dims.items():
+            if not 1 <= least <= usual <= most:
+                raise UsageError(f"{name} = {least}:{usual}:{most} does not rise", fix="give MIN:OPT:MAX, such as 4:64:128")
+        if self.lowering != "static" and not (self.tune or self.prime or self.profiled) and self.calibrate is not None:
             raise UsageError(
                 f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
             )
@@ -70,15 +83,16 @@ class Wish:
         if not 0 < self.quantile <= 1:
             raise UsageError(f"the static quantile is {self.quantile}", fix="give a share above 0 and up to 1, such as 0.99")
 
-    def _ladder(self) -> None:
-        if self.lowering not in ("auto", "bucketed"):
+    def _ladders(self) -> None:
+        if self.buckets and self.lowering not in ("auto", "bucketed"):
             raise UsageError(
                 f"lowering {self.lowering} has no buckets", fix="ask for lowering bucketed, or leave the buckets out"
             )
-        try:
-            Rows(self.buckets)
-        except ValueError as error:
-            raise UsageError(f"buckets: {error}", fix="give sizes such as 16, or 32,64,128") from error
+        for what, sizes in (("buckets", self.buckets), ("lengths", self.lengths)):
+            try:
+                Rows(sizes)
+            except ValueError as error:
+                raise UsageError(f"{what}: {error}", fix="give sizes such as 16, or 32,64,128") from error
 
 
 AUTO = Wish()
@@ -94,6 +108,8 @@ class Plan:
         form: ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``.
         counts: the constant counts of ``static``, one a site.
+        lengths: the ladder of the input's length; empty: inputs run as they come.
+        usual: the count of each site that data shows to be usual; empty where none was asked. What is exact does not depend on it.
         reason: why, in a sentence.
     """
 
@@ -101,6 +117,8 @@ class Plan:
     form: str = "single"
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    usual: tuple[int, ...] = field(default=(), compare=False)
     reason: str = field(default="", compare=False)
 
     @property
@@ -109,11 +127,16 @@ class Plan:
         return Lower("+".join(map(str, self.buckets)), "+".join(map(str, self.counts)))
 
 
+STAGES = Plan(
+    "bucketed", "staged", reason="rule: a stage has no size that follows from data, and buckets leave few shapes to compile"
+)
 RULES: Mapping[str, Plan] = {
     "onnx": Plan(reason="rule: ONNX Runtime pays nothing for a new shape, and every row that is stored costs"),
     "openvino": Plan(
         reason="rule: one graph is faster than stages; whether buckets pay depends on how often shapes recur (--tune)"
     ),
+    "tensorrt": STAGES,
+    "tensorrt-rtx": STAGES,
 }
 """Target -> what ``auto`` takes there."""
 OTHERWISE = Plan(reason="rule: nothing was measured for this target")
@@ -136,16 +159,51 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
     if program.gathered and not program.rows:
         return _own(wish)
     rule = RULES.get(target, OTHERWISE)
-    lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else rule.lowering
+    own = "dynamic" if program.gathered else rule.lowering  # one graph: its counts are its own
+    lowering = wish.lowering if wish.lowering != "auto" else "bucketed" if wish.buckets else own
     reason = rule.reason if lowering == rule.lowering and wish.lowering == "auto" and not wish.buckets else "asked for"
     form = "single" if program.gathered else rule.form if wish.form == "auto" else wish.form
     if lowering == "static":
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
         share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
-        return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
+        return Plan(lowering, form, (), counts, wish.lengths, (), f"{reason}; {share} of {len(rows)} samples of {name}")
     ladder = wish.buckets or rule.buckets or STEP
-    return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), reason=reason)
+    usual: tuple[int, ...] = ()
+    if wish.profiled and wish.calibrate is not None:
+        name, rows = samples()
+        usual, reason = calibrate(program, rows, MEDIAN), f"{reason}; usual counts of {len(rows)} samples of {name}"
+    return Plan(lowering, form, ladder if lowering == "bucketed" else (), (), wish.lengths, usual, reason)
+
+
+def narrow(dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest size of every dim of a model: what is wanted, else what the model takes, its middle being usual.
+
+    Raises:
+        UsageError: a dim that the model does not have, or a size that it does not take.
+    """
+    for name, (least, _, most) in wanted.items():
+        if name not in dims:
+            known = ", ".join(dims) or "none: every size is fixed"
+            raise UsageError(f"the model has no dynamic size {name!r}", fix=f"its dynamic sizes: {known}")
+        if least < dims[name][0] or most > dims[name][1]:
+            low, high = dims[name]
+            raise UsageError(f"{name} = {least} to {most}: the model takes {low} to {high}", fix="give a range within that")
+    return {name: wanted.get(name, (low, (low + high) // 2, high)) for name, (low, high) in dims.items()}
+
+
+def behind_sites(length: tuple[int, int], plan: Plan, sites: int) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest count behind each site of a chain, ``t1``, ``t2``, ...
+
+    Args:
+        length: fewest and most tokens of an input.
+        plan: with the usual counts, where data showed them; else the middle is taken for usual.
+        sites: how many there are.
+    """
+    least = min(MIN_COUNT, length[0])
+    rows = Rows(plan.buckets)
+    usual = plan.usual or ((least + length[1]) // 2,) * sites
+    return {f"t{i + 1}": (least, max(least, min(rows.rung(count), length[1])), length[1]) for i, count in enumerate(usual)}
 
 
 def _own(wish: Wish) -> Plan:
@@ -155,17 +213,26 @@ def _own(wish: Wish) -> Plan:
             f"lowering {'bucketed' if wish.buckets else wish.lowering} has no place: the model gathers constant counts by itself",
             fix="leave the lowering at auto",
         )
-    return Plan("static", reason="the model gathers constant counts by itself")
+    return Plan("static", lengths=wish.lengths, reason="the model gathers constant counts by itself")
 
 
-def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], tuple[str, Sequence[Sample]]]) -> list[Plan]:
+def candidates(
+    wish: Wish,
+    target: str,
+    program: Program,
+    samples: Callable[[], tuple[str, Sequence[Sample]]],
+    padded: Callable[[], bool] = lambda: False,
+) -> list[Plan]:
     """Every plan that a wish leaves open, the rule's own first. ``static`` is one only where it is asked for: it may not be exact.
+
+    Where an input may be padded, its length and the counts behind the sites are rounded up to one ladder, too.
 
     Args:
         wish: what was asked for.
         target: of the engine.
         program: compact.
         samples: as ``settle`` takes them.
+        padded: whether an input may be padded; asked only where it matters.
     """
     first = settle(wish, target, program, samples)
     if program.gathered:
@@ -177,6 +244,9 @@ def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], 
         for lowering in lowerings
         for form in forms
     ]
+    if "bucketed" in lowerings and "single" in forms and not wish.lengths and padded():
+        ladders = (wish.buckets,) if wish.buckets else LADDERS
+        found += [replace(first, lowering="bucketed", form="single", buckets=one, lengths=one) for one in ladders]
     return sorted(found, key=lambda plan: plan != first)
 
 

@@ -255,6 +255,10 @@ def _name_dims(nodes: Sequence[ir.Node]) -> None:
             names[str(shape[1])] = f"t{number + 1}"
     for value in (v for one in nodes for v in one.outputs if v.shape is not None):
         value.shape = ir.Shape([names.get(str(size), size) for size in value.shape or ()])
+    for node in nodes:  # positions of a single sample, flat: the exporter does not say how many
+        source, flat = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if _step(node) is not None and source is not None and source.shape is not None and flat.shape == [None]:
+            flat.shape = ir.Shape([source.shape[-1]]) if set(source.shape[:-1]) <= {1} else flat.shape
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -17,6 +17,7 @@ from tpcompile.errors import ModelError, UsageError, first_line
 from tpcompile.manifest import MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
 from tpcompile.models.families.vit import VitParts
+from tpcompile.program import Program
 from tpcompile.spec import Patches
 
 LARGEST_BATCH = 512
@@ -45,7 +46,7 @@ class Subject:
         skip_below: sites that save less than this share of the cost are left masked.
     """
 
-    model: nn.Module | ExportedProgram
+    model: nn.Module | ExportedProgram | Program
     dense: nn.Module | None
     inputs: Mapping[str, Tensor]
     dynamic: Dynamic
@@ -63,7 +64,7 @@ class Subject:
 
 
 def subject_of(
-    model: nn.Module | ExportedProgram | str | Path,
+    model: nn.Module | ExportedProgram | Program | str | Path,
     inputs: Mapping[str, Tensor] | None,
     dynamic: Dynamic | None,
     method: str | None,
@@ -107,6 +108,8 @@ def subject_of(
         raise UsageError(
             "a traced program cannot be pruned by name", fix="prune the module first: tpcompile.models.prune(model, method=...)"
         )
+    if isinstance(model, Program):
+        inputs = inputs or model.example()
     if isinstance(model, ExportedProgram):
         inputs, dynamic = inputs or _example(model), dynamic or _dynamic(model)
     if not inputs:
@@ -157,7 +160,9 @@ def _two(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([value, second[name]]) for name, value in example.items()}
 
 
-def _info(model: nn.Module | ExportedProgram) -> ModelInfo:
+def _info(model: nn.Module | ExportedProgram | Program) -> ModelInfo:
+    if isinstance(model, Program):
+        model = model.exported
     if isinstance(model, ExportedProgram):
         return ModelInfo(id="exported", family="", architecture="ExportedProgram", sha256=digest(model.state_dict))
     bad = next(

@@ -208,6 +208,15 @@ def test_force_never_replaces_what_is_not_a_bundle(tmp_path: Path) -> None:
 # identity
 
 
+def test_a_plan_is_no_part_of_the_identity(made: Path) -> None:
+    """A builder's bytes differ from build to build; every other file counts."""
+    manifest = read(made).manifest
+    entry = next(iter(manifest.files.values()))
+    for name, same in (("stage1.plan", True), ("stage1.plan.json", True), ("plan.onnx", False)):
+        other = manifest.model_copy(update={"files": {**manifest.files, name: entry}})
+        assert (other.identity == manifest.identity) is same
+
+
 def test_the_same_content_gives_the_same_identity_and_files(made: Path, tmp_path: Path) -> None:
     with stage(tmp_path / "again") as folder:
         fill(folder, created="tomorrow")

@@ -1,12 +1,14 @@
 """What a backend is: three small types. A backend turns an ONNX file into a runtime's own files and opens them; nothing more."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
+
+from tpcompile.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Availability:
         reason: why not, in one sentence; empty when ``ok``.
         fix: the next step, such as an install line; empty when ``ok``.
         devices: what the runtime can compute on, by its own names.
+        note: what a user must know though it is ``ok``, such as that engines are built here and cannot run.
     """
 
     ok: bool
@@ -26,6 +29,24 @@ class Availability:
     reason: str = ""
     fix: str = ""
     devices: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What an engine is built for beyond its graph. A backend whose engines take any size and machine reads none of it.
+
+    Attributes:
+        sizes: dim name -> least, usual and largest size.
+        capabilities: compute capabilities, such as ``sm86``; empty: the backend's own choice.
+    """
+
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+
+
+ANY = Extent()
+"""Nothing said."""
 
 
 class Session(Protocol):
@@ -90,12 +111,31 @@ class Backend(Protocol):
     """A runtime that engines are built for. The runtime is imported inside these methods only."""
 
     name: ClassVar[str]
+    profiled: ClassVar[bool]
+    """Its engines take a range of every size, and are made for the usual one."""
+    verified_on: ClassVar[tuple[str, ...]]
+    """Kinds of device that this project's tests have run engines on; empty: never."""
 
     def probe(self) -> Availability:
         """Say whether the runtime can be used here. Never raises."""
         ...
 
-    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
+    def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+        """Check before any work what an export asks for.
+
+        Args:
+            precision: of the engine.
+            capabilities: to build for; none: the backend's own choice.
+
+        Returns:
+            The capabilities to build for; empty where there is nothing to choose.
+
+        Raises:
+            UsageError: the backend does not have one of them.
+        """
+        ...
+
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
         """Write the runtime's own files.
 
         Args:
@@ -104,9 +144,10 @@ class Backend(Protocol):
             precision: ``fp32``, or one the backend names.
             stage: number of a stage of a chain: the files' names begin with ``stage<n>``; what stages share may be one file. Nothing
                 but the model's outputs is asked of a stage.
+            extent: the sizes and machines it must fit.
 
         Raises:
-            UsageError: a precision this backend does not have.
+            UsageError: a precision or capability this backend does not have.
             BackendUnavailable: the runtime cannot be used here.
             BuildFailed: the runtime refused the graph; its own message is in the text.
         """
@@ -130,3 +171,14 @@ class Backend(Protocol):
             BuildFailed: the runtime refused the files.
         """
         ...
+
+
+def without_choice(name: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+    """``Backend.targets`` of a backend that builds for the machine it is on.
+
+    Raises:
+        UsageError: a capability was asked for.
+    """
+    if capabilities:
+        raise UsageError(f"target {name} has no compute capabilities to choose from", fix="leave the capability out")
+    return ()

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import Availability, OpTime
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
@@ -34,6 +35,8 @@ class OpenVino:
     """Builds OpenVINO IR and opens it on the CPU plugin with the latency hint."""
 
     name: ClassVar[str] = "openvino"
+    profiled: ClassVar[bool] = False
+    verified_on: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def probe(self) -> Availability:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -46,7 +49,12 @@ class OpenVino:
             return Availability(False, openvino.__version__, "openvino has no CPU device", "reinstall openvino", devices)
         return Availability(True, version=openvino.__version__, devices=devices)
 
-    def build(self, model: Path, out: Path, precision: str, stage: int | None = None) -> None:
+    def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
+        """See :class:`~tpcompile.backends.base.Backend`."""
+        _hint(precision)
+        return without_choice(self.name, capabilities)
+
+    def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
         """See :class:`~tpcompile.backends.base.Backend`. Compiles once: what the plugin refuses must fail here, not at load."""
         _hint(precision)
         openvino = _runtime()
@@ -65,6 +73,7 @@ class OpenVino:
             (out / plain).write_bytes(_without(scratch / "ir.xml", taps))
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
+            del graph  # with its weights, before the plugin makes its own
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
@@ -86,11 +95,11 @@ class OpenVino:
         core = openvino.Core()
         try:
             plain, weights = _files(stage)
-            graph = core.read_model(folder / (TAPPED if taps else plain), folder / weights)
+            graph = core.read_model(folder / (TAPPED if taps and stage is None else plain), folder / weights)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         if taps:
-            _select(graph, taps)
+            _select(graph, taps, stage is None)
         try:
             compiled = core.compile_model(graph, "CPU", config)
         except RuntimeError as error:
@@ -184,7 +193,7 @@ def _refused(name: str, error: Exception) -> BuildFailed:
 
 
 def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
-    """Write a copy of the model whose taps are outputs too.
+    """Write a copy of the model whose taps are outputs too; weights in a file of their own stay there, and are linked.
 
     Returns:
         ``(names, taps)``: all output names in graph order, and those of the taps among them.
@@ -196,14 +205,18 @@ def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     try:
-        proto = onnx.load(model)
-    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        proto = read_graph(model)
+    except (DecodeError, FileNotFoundError) as error:
         raise _refused(model.name, error) from error
+    for name in data_files(proto):
+        try:
+            place(model.parent / name, out.parent / name)
+        except FileNotFoundError as error:
+            raise _refused(model.name, error) from error
     present = {output.name for output in proto.graph.output}
     taps = [name for node in proto.graph.node for name in node.output if TAP.fullmatch(name) and name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    large = proto.ByteSize() > 1_500_000_000  # protobuf ends at 2 GiB
-    onnx.save(proto, out, save_as_external_data=large, location="model.onnx.data" if large else None)
+    onnx.save(proto, out)
     return [output.name for output in proto.graph.output], taps
 
 
@@ -242,8 +255,8 @@ def _without(path: Path, taps: Sequence[str]) -> bytes:
     return text
 
 
-def _select(graph: Any, taps: Sequence[str]) -> None:
-    """Drop the tap outputs that were not asked for, and make outputs of inner values that were.
+def _select(graph: Any, taps: Sequence[str], drop: bool) -> None:
+    """Make outputs of inner values that were asked for, and ``drop`` tap outputs that were not: a stage needs all of its own.
 
     Raises:
         UsageError: a value the model does not have.
@@ -257,7 +270,7 @@ def _select(graph: Any, taps: Sequence[str]) -> None:
             f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
         )
     for name, result in have.items():
-        if TAP.fullmatch(name) and name not in taps:
+        if drop and TAP.fullmatch(name) and name not in taps:
             graph.remove_result(result)
     for name in inner:
         graph.add_outputs(ports[name])

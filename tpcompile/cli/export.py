@@ -39,10 +39,23 @@ EXAMPLES = """\b
 Examples:
   tpcompile export onnx -m minilm/ --method ltp --param thresholds='[0, 0.002, 0.004]' -o out
   tpcompile export openvino -m minilm/ --recipe recipe.yaml --dtype bf16 --batch ragged -o out
+  tpcompile export tensorrt-rtx -m minilm/ --recipe recipe.yaml --dtype fp16 --capability sm86 --capability sm89 --dim seq=4:64:256 -o out
   tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
 """
 
+
+def span(text: str) -> tuple[str, tuple[int, int, int]]:
+    """``seq=4:64:128``: a dim, and its least, usual and largest size."""
+    name, _, sizes = text.partition("=")
+    try:
+        least, usual, most = (int(size) for size in sizes.split(":"))
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is not of the form name=min:opt:max, such as seq=4:64:128") from error
+    return name.strip(), (least, usual, most)
+
+
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
+DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
 LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
@@ -79,7 +92,7 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Verb, epilog=EXAMPLES)
-@click.argument("target", metavar="onnx|openvino")
+@click.argument("target", metavar="onnx|openvino|tensorrt|tensorrt-rtx")
 @click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, timm/NAME, or a .pt2 file.")
 @model_options
 @click.option("--lowering", type=click.Choice(["auto", *LOWERINGS]), default="auto", show_default=True, help=LOWERING)
@@ -95,7 +108,13 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     help="Leave sites masked that save less of the cost.",
 )
 @click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Arithmetic of the engine.")
+@click.option("--lengths", type=ladder, default="", metavar="N,N", help="Pad inputs to a ladder, where proved to change nothing.")
+@click.option("--prime", is_flag=True, help="Carry inputs of that data along, and run them when the engine is loaded.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Arithmetic of the engine.")
+@click.option("--dim", "dims", multiple=True, type=span, metavar="NAME=MIN:OPT:MAX", help="Sizes it must take; may be repeated.")
+@click.option(
+    "--capability", "capabilities", multiple=True, metavar="SM", help="GPU to build for, such as sm89; may be repeated."
+)
 @click.option("-o", "--output", "out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The bundle to write.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dump-ir", metavar="DIR", type=click.Path(path_type=Path), help="Write the program after every pass.")
@@ -115,6 +134,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
             method=method,
             parameters=parameters,
             precision=options.pop("dtype"),
+            dims=dict(options.pop("dims")),
             progress=progress,
             **options,
         )

@@ -1,0 +1,135 @@
+"""Dense models become masked ones: which tokens fall, where the sites are, what outputs hold; the cases of ``passes/impose.py``."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tpcompile import impose, lower
+from tpcompile.errors import MarkError
+from tpcompile.program import Program
+
+Toy = Callable[..., Program]
+WIDTH, HEADS = 8, 2
+
+
+class Block(nn.Module):
+    """A block as libraries have it; ``joined``: attention and feed-forward side by side."""
+
+    def __init__(self, joined: bool = False) -> None:
+        super().__init__()
+        self.joined, self.norm, self.qkv = joined, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU())
+        nn.init.normal_(self.qkv.weight, std=1.0)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        return tuple(y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in (q, k, v))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + F.scaled_dot_product_attention(*self.heads(x)).transpose(1, 2).flatten(2)
+        return y + self.mlp(x if self.joined else y)
+
+
+class Encoder(nn.Module):
+    def __init__(self, joined: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = Block(joined), Block(joined), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.second(self.first(x)))
+        return x, x.mean(1)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder().eval()
+
+
+def states(length: int, seed: int = 0) -> Tensor:
+    return torch.randn(1, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_cases_1_to_6_tokens_of_little_attention_fall_and_come_back_as_they_were(encoder: Encoder) -> None:
+    masked = impose(encoder, {"x": states(9)}, dynamic={"x": {1: "n"}}, threshold=0.9, prefix=2)
+    compact = lower(masked)
+    assert len(compact.sites) == 2
+    for seed, length in enumerate((3, 9, 14, 30)):
+        x = states(length, seed)
+        q, k, v = encoder.first.heads(x)
+        weights = (q @ k.mT * (WIDTH // HEADS) ** -0.5).softmax(-1)
+        received = weights.mean(1).sum(1)
+        keep = (received >= 0.9) | (torch.arange(length) < 2)
+        y = x + (weights @ v).transpose(1, 2).flatten(2)
+        want, got = masked(x=x), compact.trace(x=x)
+        assert torch.equal(got.keep[0], keep)
+        torch.testing.assert_close(want["output_0"][~keep], encoder.norm(y)[~keep])
+        torch.testing.assert_close(want["output_1"], want["output_0"].mean(1))
+        for name, value in want.items():
+            torch.testing.assert_close(got.outputs[name], value, rtol=0, atol=1e-5)
+
+
+def test_only_the_blocks_that_are_named_decide(encoder: Encoder) -> None:
+    (site,) = lower(impose(encoder, {"x": states(9)}, blocks=(1,))).sites
+    assert "second" in site.where.module
+
+
+@torch.no_grad()
+def test_case_6_a_memory_holds_the_living_rows_and_says_which(encoder: Encoder) -> None:
+    masked = impose(encoder, {"x": states(9)}, dynamic={"x": {1: "n"}}, threshold=0.9, memory=True)
+    full = impose(encoder, {"x": states(9)}, dynamic={"x": {1: "n"}}, threshold=0.9)
+    compact = lower(masked)
+    for seed, length in enumerate((2, 9, 30)):
+        x = states(length, seed)
+        want, got = masked(x=x), compact.trace(x=x)
+        (alive,) = want["memory_mask"]
+        assert alive.shape == want["output_0"].shape[1:2]
+        assert torch.equal(got.outputs["memory_mask"], want["memory_mask"])
+        torch.testing.assert_close(got.outputs["output_0"], want["output_0"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(want["output_0"][0, alive], full(x=x)["output_0"][0, _living(full, x)], rtol=0, atol=1e-5)
+
+
+def _living(masked: Program, x: Tensor) -> Tensor:
+    """Bool ``[N]``: what no site of a masked program drops."""
+    (last,) = list(masked.graph.find_nodes(op="call_function", target=torch.ops.tpcompile.prune.default))[-1:]
+    keep = last.args[1].name
+    return masked.values([keep], x=x)[keep][0]
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh().mean(1)
+
+
+class Across(nn.Module):
+    """Queries of one sequence on another."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.mT).softmax(-1) @ y
+
+
+class Side(nn.Module):
+    """Attention whose input is read again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(joined=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.block(x), x], -1)
+
+
+def test_a_model_without_self_attention_is_refused() -> None:
+    with pytest.raises(MarkError, match="no softmax of the model runs over keys that are the queries' own tokens"):
+        impose(Mean().eval(), {"x": states(5)})
+    with pytest.raises(MarkError, match="no softmax of the model runs over keys that are the queries' own tokens"):
+        impose(Across().eval(), {"x": states(5), "y": states(7)}, dynamic={"x": {1: "n"}, "y": {1: "m"}})
+
+
+def test_case_4_a_stream_that_goes_round_the_attention_is_refused() -> None:
+    with pytest.raises(MarkError, match="behind none of the 1 attentions of the model everything goes through hidden states"):
+        impose(Side().eval(), {"x": states(5)})
