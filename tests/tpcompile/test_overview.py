@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,13 @@ def test_a_folder_of_bundles_gets_a_page(text_bundles: dict[str, Path], tmp_path
     assert not list(tmp_path.glob("*/reports/report.html"))
 
 
-def test_what_cannot_be_read_is_refused(text_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_refused(text_bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds none"):
         api.report(tmp_path)
     (tmp_path / "reports").mkdir()
     for name in ("bench", "validate"):
         (tmp_path / "reports" / f"{name}.json").write_text("{}", encoding="utf-8")
-    found = overview.read(text_bundles["onnx"])
-    monkeypatch.setattr(type(found), "path", tmp_path, raising=False)
+    found = replace(overview.read(text_bundles["onnx"]), path=tmp_path)
     with pytest.raises(UsageError, match="cannot be read") as caught:
         entry(found, tmp_path.parent)
     assert "tpcompile report" in caught.value.fix
