@@ -198,6 +198,7 @@ def bench(
     phases: Sequence[PhaseName] = ("cold", "warm"),
     threads: int = 1,
     workers: int = 1,
+    crowds: tuple[Opener, Opener] | None = None,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
 ) -> Latency:
@@ -216,6 +217,7 @@ def bench(
         phases: phases that the targets apply to; all of them must hold.
         threads: of each engine: so many cores the measurement is kept on.
         workers: callers at once; more than 1 measures that too, on ``threads`` cores each.
+        crowds: open dense and pruned engines for so many callers; default as for one.
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
@@ -229,7 +231,7 @@ def bench(
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
         cold, warm = measure(dense, pruned, samples, repeats)
-    load = crowd(dense, pruned, samples, workers, threads, repeats, confidence) if workers > 1 else None
+    load = crowd(*(crowds or (dense, pruned)), samples, workers, threads, repeats, confidence) if workers > 1 else None
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None
