@@ -116,10 +116,10 @@ class Proof:
     def _call(self, call: Described) -> None:
         if call.factors is None:
             return
-        own = {PRUNE: self._site, RESTORE: self._restore, MEMORY: self._memory}.get(call.node.target)
-        if own is not None:
-            own(call)
-            return
+        for op, check in ((PRUNE, self._site), (RESTORE, self._restore), (MEMORY, self._memory)):
+            if call.node.target is op:
+                check(call)
+                return
         for factor, level in self._pruned(call):
             if self.axes.mixes(call):
                 self._mixed(call, level)

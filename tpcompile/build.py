@@ -25,6 +25,7 @@ from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
+from tpcompile.onnxquant import GRIDS
 from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
@@ -36,6 +37,7 @@ from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.prime import cover
 from tpcompile.program import Program
+from tpcompile.quantised import Feeds, write_quantised
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
@@ -46,6 +48,8 @@ LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "no
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 CALIBRATION = 100
 """Samples that the counts of ``static`` are taken from."""
+OBSERVED = 32
+"""Samples that show the range of activations, for 8 bits."""
 TUNED, BATCH = 40, 8
 """Samples that candidates are timed on, and how many of them go together where batches may."""
 Calibration = Callable[[], tuple[str, list[Sample]]]
@@ -186,12 +190,13 @@ def fill(
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
-    plan, trials = _plan(folder, compiled, target, precision, say, wish, found)
+    plan, trials = _plan(folder, compiled, target, precision, wish, found, say)
+    feeds = _feeds(found()[1][:OBSERVED], compiled.subject) if precision in GRIDS else ()
     lowered = plan.step(compiled.compact)
     say("build engine")
-    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent)
+    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
     say("build dense")
-    _build(runtime, twin, folder / "dense", precision, extent)
+    _build(runtime, twin, folder / "dense", precision, extent, feeds)
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
@@ -204,7 +209,7 @@ def fill(
     made = _manifest(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
     if wish.prime:
-        primers = cover(lowered, common, grouped(found()[1], subject.batch))
+        primers = cover(lowered, common, _feeds(found()[1], subject))
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
@@ -213,19 +218,19 @@ def fill(
 
 
 def _plan(
-    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish, found: Calibration
+    folder: Path, compiled: Compiled, target: str, precision: str, wish: Wish, found: Calibration, say: Callable[[str], None]
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
-    plans = (
-        candidates(wish, target, compiled.compact, found, lambda: len({row.length for row in found()[1]}) > 1 and compiled.padded)
-        if wish.tune
-        else []
-    )
+
+    def padded() -> bool:
+        return len({row.length for row in found()[1]}) > 1 and compiled.padded
+
+    plans = candidates(wish, target, compiled.compact, found, padded) if wish.tune else []
     if len(plans) < 2:
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
     say("tune")
-    feeds = grouped(rows[:TUNED], compiled.subject.batch)
+    feeds = _feeds(rows[:TUNED], compiled.subject)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
     taken = choose(trials).plan
@@ -235,16 +240,16 @@ def _plan(
     return replace(taken, reason=reason), trials
 
 
-def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
-    """Samples as inputs, where batches may be a few together."""
-    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
+def _feeds(rows: Sequence[Sample], subject: Subject) -> list[dict[str, np.ndarray]]:
+    """Samples as inputs, in batches where batches may be."""
+    groups = batches(rows, BATCH if subject.batch == "ragged" else 1, by_length=True)
     return [collate([rows[i] for i in group]) for group in groups]
 
 
 def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
     extent = Extent(narrow(compiled.compact.dims, {}))
-    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent)
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
     bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
@@ -262,15 +267,16 @@ def _admit(subject: Subject, extent: Extent) -> None:
 
 
 def _engine(
-    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent
+    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent, feeds: Feeds
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
         chain = cut(emit(plan.step(compiled.compact), hosted=True))
-        _build_chain(runtime, chain, folder, precision, replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)}))
+        fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
+        _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
     model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
-    _build(runtime, model, folder, precision, extent)
+    _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 
 
@@ -297,23 +303,28 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
     if given is None:
-        what = "tuning times real inputs" if wish.tune else "lowering static takes its counts from data"
+        what = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
         raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
     if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
     return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
 
 
-def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent) -> None:
+def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         path = Path(scratch) / "model.onnx"
         model.save(path)
+        if precision in GRIDS:
+            write_quantised(Path(scratch), (), model.outputs, feeds, precision)
         runtime.build(path, out, precision, extent=extent)
 
 
-def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent) -> None:
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        for number, path in enumerate(chain.save(Path(scratch))):
+        paths = chain.save(Path(scratch))
+        if precision in GRIDS:
+            write_quantised(Path(scratch), chain.stages, chain.outputs, feeds, precision)
+        for number, path in enumerate(paths):
             runtime.build(path, out, precision, stage=number, extent=extent)
 
 

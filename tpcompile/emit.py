@@ -43,8 +43,8 @@ PLAIN_NAMES: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor, aten.__xor__.Tensor: aten.bitwise_xor.Tensor
 }  # fmt: skip
 """Operators of Python, under the names that torch.onnx knows them by."""
-INLINE_LIMIT = 1_500_000_000
-"""Weights beyond this many bytes go to ``model.onnx.data``: protobuf ends at 2 GB."""
+INLINE_LIMIT = 1 << 26
+"""Weights beyond this many bytes go to ``model.onnx.data``: a protobuf is copied whenever it is written or read, and ends at 2 GB."""
 LIGHT = 4096
 """Weights of at most so many bytes are shown to the checker: sizes and numbers that shapes follow from."""
 

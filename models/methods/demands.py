@@ -77,3 +77,8 @@ def check_length(name: str, values: Sequence[object], depth: int) -> None:
     """
     if len(values) != depth:
         raise UsageError(f"{name} has {len(values)} values, the model has {depth} blocks", fix=f"pass {depth} values")
+
+
+def is_padded(parts: Parts) -> bool:
+    """Whether inputs may hold padding: texts may, images do not."""
+    return "pixel_values" not in parts.inputs

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.models.families import Block, Parts
+from tpcompile.models.families import Block
 from tpcompile.models.methods.base import Step
 from tpcompile.models.methods.masked import MASKED
 
@@ -120,8 +120,3 @@ def odd_likeness(key: Tensor, alive: Tensor, prefix: int) -> Tensor:
 def attention_of_cls(attention: Tensor, prefix: int) -> Tensor:
     """What the CLS query pays every token behind the prefix, mean over heads: ``[B, H, N, N]`` to ``[B, N - prefix]``."""
     return attention[:, :, 0, prefix:].mean(dim=1)
-
-
-def is_padded(parts: Parts) -> bool:
-    """Whether inputs may hold padding: texts may, images do not."""
-    return "pixel_values" not in parts.inputs

@@ -7,6 +7,7 @@ In every layer a token's score is the attention it receives, averaged over heads
 - ``rising_threshold``: the same with ``final_token_threshold * l / L`` in layer ``l`` of ``L``.
 - ``topk``, the cascade of SpAtten (arXiv 2012.09852): ``round(length * rate)`` highest stay, ``length`` the number of real tokens. The
   rate is 1 in the first ``max(3, ceil(0.15 L))`` layers and falls linearly to ``token_keep_rate`` in the last, but not below 0.01.
+  Of images, which have no padding, that is a constant count.
 
 In the paper's form nothing is protected: a fallen first token computes on, seen by nobody and seeing nobody, and is still what a classifier
 reads. Deviations: equal scores of ``topk`` go to the token in front; ``rising_threshold`` is as the published code means it, which
@@ -24,6 +25,7 @@ from tpcompile import ops
 from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
+from tpcompile.models.methods.demands import is_padded
 from tpcompile.models.methods.threshold import Score, ThresholdLayer, ThresholdMethod, Thresholds, check_length
 
 Mode = Literal["absolute_threshold", "topk", "threshold", "rising_threshold"]
@@ -86,9 +88,24 @@ class TopkLayer(ThresholdLayer):
 
     def wanted(self, score: Tensor, alive: Tensor, entry: Tensor) -> Tensor:
         """True for the layer's share of the sample's tokens; see `ThresholdLayer`."""
-        length = entry.to(score.dtype).sum(dim=1, keepdim=True)
-        best: Tensor = ops.rank(torch.where(alive, score, float("-inf"))) < (length * self.threshold).round()
+        best: Tensor = ops.rank(torch.where(alive, score, float("-inf"))) < self.count(entry)
         return best
+
+    def count(self, entry: Tensor) -> Tensor | int:
+        """How many stay of the tokens ``entry: bool [B, N]``: float ``[B, 1]``, or one number for all samples."""
+        return (entry.to(self.threshold.dtype).sum(dim=1, keepdim=True) * self.threshold).round()
+
+
+class FixedTopkLayer(TopkLayer):
+    """The same of images, which have no padding: the count is a number, and the compiled graph static."""
+
+    def __init__(self, block: Block, rate: float, protected: int) -> None:
+        super().__init__(block, rate, protected)
+        self.rate = float(self.threshold)
+
+    def count(self, entry: Tensor) -> int:
+        """How many stay of the tokens ``entry: bool [B, N]``."""
+        return round(entry.shape[1] * self.rate)
 
 
 LAYERS: dict[Mode, type[ThresholdLayer]] = {
@@ -108,7 +125,9 @@ class Ltp(ThresholdMethod):
 
     def __init__(self, parts: Parts, parameters: LtpParameters) -> None:
         protected = parts.prefix if parameters.protect == "prefix" else 0
-        super().__init__(parts, parameters, numbers(parameters, len(parts.blocks)), protected, LAYERS[parameters.prune_mode])
+        fixed = parameters.prune_mode == "topk" and not is_padded(parts)
+        layer = FixedTopkLayer if fixed else LAYERS[parameters.prune_mode]
+        super().__init__(parts, parameters, numbers(parameters, len(parts.blocks)), protected, layer)
         self.n_ref = parameters.n_ref
 
     def score(self, x: Tensor, alive: Tensor) -> Score:

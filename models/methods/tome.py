@@ -27,8 +27,8 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.demands import check_length, check_pooled
-from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, fetch, hidden, is_padded, leading, odd_likeness, ranked
+from tpcompile.models.methods.demands import check_length, check_pooled, is_padded
+from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, fetch, hidden, leading, odd_likeness, ranked
 
 Count = Annotated[int, Field(ge=0)]
 NO_COSINE = -2.0

@@ -9,7 +9,9 @@ Deviations:
 
 - only living tokens vote. In the published masked form padding and tokens dropped before vote too, so a text's kept tokens depend on its
   padding, and no gathered form can equal it; at the first location, without padding, both are one.
-- bins are computed in float32, as published.
+- bins are computed in whole numbers: engines divide floats in ways of their own, and a rank on the edge of a bin would fall differently in
+  each. On an edge the published float32 takes the lower bin below 32 living tokens and the upper one from there on, all but two times of
+  a hundred; here always.
 - equal scores: the token in front has the better rank.
 """
 
@@ -27,8 +29,8 @@ from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_cls, check_locations
 from tpcompile.models.methods.masked import attention, joined, leading
 
-EPS = 1e-6
-"""Beside the number of living tokens."""
+LOST = 32
+"""From so many living tokens on, the 1e-6 that the published code adds to their number is lost in float32."""
 
 Gate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -90,8 +92,8 @@ def _kept(gates: Tensor, score: Tensor, alive: Tensor) -> Tensor:
     first = leading(score, 1)
     others = torch.logical_and(alive, torch.logical_not(first))
     rank = ops.rank(torch.where(alive, torch.where(first, -1.0, score), float("-inf")))
-    living = others.to(score.dtype).sum(dim=1, keepdim=True)
-    bins = ((rank.to(score.dtype) / (living + EPS)).clamp(0.0, 1.0) * (gates.shape[0] - 1)).to(torch.int64)
+    living, count = others.sum(dim=1, keepdim=True).clamp(min=1), gates.shape[0] - 1
+    bins = torch.minimum((rank * count - (living < LOST).to(torch.int64)).clamp(min=0) // living, torch.full_like(rank, count))
     return torch.logical_or(torch.logical_and(others, gates[bins] > 0), torch.logical_and(alive, first))
 
 

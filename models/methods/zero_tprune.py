@@ -31,7 +31,7 @@ from tpcompile import ops
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
-from tpcompile.models.methods.demands import check_cls, check_locations, check_pooled
+from tpcompile.models.methods.demands import check_cls, check_locations, check_pooled, is_padded
 from tpcompile.models.methods.gathered import (
     FAR,
     FAR_BEHIND,
@@ -41,7 +41,6 @@ from tpcompile.models.methods.gathered import (
     behind,
     fetch,
     hidden,
-    is_padded,
     leading,
     ranked,
     scored,

@@ -1,7 +1,5 @@
 """ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
 
-import filecmp
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 if TYPE_CHECKING:
@@ -43,14 +42,13 @@ class OnnxRuntime:
         return without_choice(self.name, capabilities)
 
     def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
-        """Copy the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
+        """Place the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
         _check_precision(precision)
         _runtime()
         with _refusals(model):
-            external = _external(_read(model))
+            external = data_files(read_graph(model))
         for source, target in [(model, _file(stage)), *((model.parent / name, name) for name in external)]:
-            if not _there(source, out / target):
-                shutil.copy2(source, out / target)
+            place(source, out / target)
         self.open(out, stage=stage).close()
 
     def open(
@@ -120,11 +118,6 @@ def _file(stage: int | None) -> str:
     return FILE if stage is None else f"stage{stage}.onnx"
 
 
-def _there(source: Path, target: Path) -> bool:
-    """Whether a file is its own target, or was copied by the stage before."""
-    return source.resolve() == target.resolve() or (target.is_file() and filecmp.cmp(source, target))
-
-
 def _check_precision(precision: str) -> None:
     if precision != "fp32":
         raise UsageError(f"target onnx has no precision {precision!r}", fix="use fp32, or target openvino for bf16 and fp16")
@@ -155,29 +148,6 @@ def _refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path) -> "onnx.ModelProto":
-    import onnx
-
-    return onnx.load(path, load_external_data=False)
-
-
-def _external(model: "onnx.ModelProto") -> list[str]:
-    """Names of the external data files, sorted.
-
-    Raises:
-        UsageError: one does not lie beside the model; nothing outside a bundle is ever read.
-    """
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    names = sorted({ExternalDataInfo(tensor).location for tensor in model.graph.initializer if uses_external_data(tensor)})
-    for name in names:
-        if Path(name).name != name:
-            raise UsageError(
-                f"external data {name!r} lies outside the model's folder", fix="save the model with its data beside it"
-            )
-    return names
-
-
 def _tapped(path: Path, taps: Sequence[str]) -> "onnx.ModelProto":
     """The model with internal values as further outputs; the runtime infers their types itself.
 
@@ -186,7 +156,7 @@ def _tapped(path: Path, taps: Sequence[str]) -> "onnx.ModelProto":
     """
     import onnx
 
-    model = _read(path)
+    model = read_graph(path)
     produced = {name for node in model.graph.node for name in node.output}
     missing = sorted(set(taps) - produced)
     if missing:

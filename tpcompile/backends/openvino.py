@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
@@ -72,6 +73,7 @@ class OpenVino:
             (out / plain).write_bytes(_without(scratch / "ir.xml", taps))
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
+            del graph  # with its weights, before the plugin makes its own
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
@@ -161,7 +163,7 @@ def _refused(name: str, error: Exception) -> BuildFailed:
 
 
 def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
-    """Write a copy of the model whose taps are outputs too.
+    """Write a copy of the model whose taps are outputs too; weights in a file of their own stay there, and are linked.
 
     Returns:
         ``(names, taps)``: all output names in graph order, and those of the taps among them.
@@ -173,14 +175,18 @@ def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     try:
-        proto = onnx.load(model)
-    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+        proto = read_graph(model)
+    except (DecodeError, FileNotFoundError) as error:
         raise _refused(model.name, error) from error
+    for name in data_files(proto):
+        try:
+            place(model.parent / name, out.parent / name)
+        except FileNotFoundError as error:
+            raise _refused(model.name, error) from error
     present = {output.name for output in proto.graph.output}
     taps = [name for node in proto.graph.node for name in node.output if TAP.fullmatch(name) and name not in present]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    large = proto.ByteSize() > 1_500_000_000  # protobuf ends at 2 GiB
-    onnx.save(proto, out, save_as_external_data=large, location="model.onnx.data" if large else None)
+    onnx.save(proto, out)
     return [output.name for output in proto.graph.output], taps
 
 

@@ -75,6 +75,17 @@ def test_gathered_equals_masked(parameters: dict[str, Any], tiny: Tiny, padded: 
         torch.testing.assert_close(got.outputs["logits"], want.outputs["logits"], rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_topk_of_images_is_a_constant_count(tiny_vit: Tiny, images: Tensor) -> None:
+    pruned = models.prune(tiny_vit(depth=5), "ltp", prune_mode="topk", token_keep_rate=0.4)
+    program = pipeline("one")(capture(pruned, {"pixel_values": images[:1]}))
+    assert [site.most for site in program.sites] == [1 + 9, 1 + 5]  # CLS is stored though it may fall: 13 tokens at 0.7 and 0.4
+    for image in images.split(1):
+        want = pruned.trace(image)
+        assert [int(want.kept[layer].sum()) for layer in (3, 4)] == [9, 5]
+        torch.testing.assert_close(program(pixel_values=image)["logits"], want.outputs["logits"], rtol=0, atol=1e-5)
+
+
 def test_rates_fall_from_the_fourth_layer() -> None:
     assert rates(0.25, 6) == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     assert rates(0.001, 4) == [1.0, 1.0, 1.0, 0.01]
