@@ -1,13 +1,11 @@
 """From a subject to a sealed bundle: compile once, build any number of targets from it."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
-from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,17 +14,18 @@ import numpy as np
 import torch
 
 from tpcompile import bundle as bundles
+from tpcompile import environment
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
+from tpcompile.difference import NOISE, TOLERANCE
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
 from tpcompile.onnxquant import GRIDS
-from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
@@ -190,8 +189,8 @@ def fill(
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
-    plan, trials = _plan(folder, compiled, target, precision, wish, found, say)
-    feeds = _feeds(found()[1][:OBSERVED], compiled.subject) if precision in GRIDS else ()
+    plan, trials = _plan(folder, compiled, target, precision, say, wish, found)
+    feeds = grouped(found()[1][:OBSERVED], compiled.subject.batch) if precision in GRIDS else ()
     lowered = plan.step(compiled.compact)
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
@@ -209,7 +208,7 @@ def fill(
     made = _manifest(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
     if wish.prime:
-        primers = cover(lowered, common, _feeds(found()[1], subject))
+        primers = cover(lowered, common, grouped(found()[1], subject.batch))
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
@@ -218,19 +217,19 @@ def fill(
 
 
 def _plan(
-    folder: Path, compiled: Compiled, target: str, precision: str, wish: Wish, found: Calibration, say: Callable[[str], None]
+    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish, found: Calibration
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
-
-    def padded() -> bool:
-        return len({row.length for row in found()[1]}) > 1 and compiled.padded
-
-    plans = candidates(wish, target, compiled.compact, found, padded) if wish.tune else []
+    plans = (
+        candidates(wish, target, compiled.compact, found, lambda: len({row.length for row in found()[1]}) > 1 and compiled.padded)
+        if wish.tune
+        else []
+    )
     if len(plans) < 2:
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
     say("tune")
-    feeds = _feeds(rows[:TUNED], compiled.subject)
+    feeds = grouped(rows[:TUNED], compiled.subject.batch)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
     taken = choose(trials).plan
@@ -240,9 +239,9 @@ def _plan(
     return replace(taken, reason=reason), trials
 
 
-def _feeds(rows: Sequence[Sample], subject: Subject) -> list[dict[str, np.ndarray]]:
-    """Samples as inputs, in batches where batches may be."""
-    groups = batches(rows, BATCH if subject.batch == "ragged" else 1, by_length=True)
+def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
+    """Samples as inputs, where batches may be a few together."""
+    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
     return [collate([rows[i] for i in group]) for group in groups]
 
 
@@ -341,8 +340,8 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
-        masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks))
+        masks, scores = (tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each)))
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks, scores))
     return rows
 
 
@@ -414,12 +413,5 @@ def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manif
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": environment.versions(), "hardware": environment.hardware(), "created": created}

@@ -91,6 +91,23 @@ def compare_kept(
     return (), heard
 
 
+def margins(kept: KeptSets) -> tuple[float, ...]:
+    """Per site, how far the lowest kept score lies above the highest dropped one, relative to the site's largest score.
+
+    An error of the scores below half of it moves no token. NaN where nothing is dropped or has a score, or where no one threshold
+    parts the two: a token is kept for its place.
+    """
+    found = []
+    entered = np.ones(len(kept.masks[0]) if kept.masks else 0, dtype=bool)
+    for mask, scores in zip(kept.masks, kept.scores, strict=True):
+        side = mask, scores.astype(np.float64)
+        low, high = _boundary(side, side, entered)
+        scale = _largest(np.abs(side[1][entered])) or 1.0
+        found.append((high - low) / scale if math.isfinite(high - low) else math.nan)
+        entered = entered & mask
+    return tuple(found)
+
+
 Side = tuple[NDArray[np.bool_], NDArray[np.float64]]
 """Mask and scores of one site, ``[N]`` each."""
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tpcompile.attribution import Attribution
 from tpcompile.errors import InputError, UsageError
 from tpcompile.flops import Counts, Formulas, Saving, saving
 from tpcompile.samples import Sample
@@ -115,6 +116,7 @@ class Latency:
         per_second: samples a second of ``dense`` and ``pruned``, warm, one caller.
         load: several callers at once; None where that was not asked for.
         memory: peak MB of a process with that engine alone, above one without, ``dense`` and ``pruned``; empty where it was not measured.
+        attribution: where the time went; None where that was not asked for.
         saving: work of dense and pruned on these samples; None where it is not known.
         seed: of the bootstrap.
     """
@@ -138,6 +140,7 @@ class Latency:
     memory: Mapping[str, float]
     saving: Saving | None
     seed: int
+    attribution: Attribution | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document with every raw time, and the FLOPs ratios."""
@@ -162,6 +165,7 @@ class Latency:
         rows += [_shape_line(row) for row in self.by_shape] if len(self.by_shape) > 1 else []
         rows += [self.load.text()] if self.load is not None else []
         rows += [f"peak memory {', '.join(f'{name} {size:.0f} MB' for name, size in self.memory.items())}"] if self.memory else []
+        rows += [self.attribution.text()] if self.attribution is not None else []
         apart = ", ".join(f"{name} {share:.1%}" for name, share in self.noise.items())
         return "\n".join([*rows, f"{self.shapes} distinct lengths; warm passes differ by: {apart}"])
 

@@ -354,8 +354,8 @@ def no_translation(desk: Desk) -> object:
 
 @says(
     errors.ParityError,
-    "vector 0: pooler_output is off by 2.01e-01, allowed is 1.00e-05\n"
-    "  fix     compare the versions in tpcompile.json with `tpcompile doctor`; export again on this machine",
+    "FAILED verify TMP/out: 1 of 1 vectors differ; vector 0: pooler_output needs a tolerance of X, allowed is X",
+    VERDICTS,
 )
 def other_outputs(desk: Desk) -> object:
     """The recorded outputs are those of another runtime: what an exchanged library looks like to the replay."""
@@ -462,7 +462,7 @@ def test_the_last_line_of_a_gate(kind: type[TpcompileError], desk: Desk) -> None
     result = case(desk)
     assert isinstance(result, Result)
     assert result.exit_code == kind.exit_code, result.output
-    assert re.sub(r"\d+\.(\d{2}|\d{4})\b", "X", shown(result.stderr.splitlines()[-1], desk)) == text
+    assert re.sub(r"\d+\.(\d{2}|\d{4}|\de-\d\d)\b", "X", shown(result.stderr.splitlines()[-1], desk)) == text
 
 
 def test_every_class_has_its_text() -> None:

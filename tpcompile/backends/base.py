@@ -81,6 +81,32 @@ class Shareable(Session, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Time of one op of a runtime's own graph: its name and kind there, and microseconds in all runs together."""
+
+    name: str
+    kind: str
+    us: float
+
+
+class Profiled(Session, Protocol):
+    """A session that notes what every op takes; slower than a plain one."""
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """What each op took in the runs behind the first ``after``. Ends the session."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A backend that can say what every op takes."""
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> Profiled:
+        """Open what ``build`` wrote for profiling; as ``open``."""
+        ...
+
+
 class Backend(Protocol):
     """A runtime that engines are built for. The runtime is imported inside these methods only."""
 
