@@ -38,7 +38,7 @@ ROWS = (
     ("chain", "coverage", "feeds", "folding", "passes.assumptions", "passes.impose", "plan"),
     ("attribution", "engine", "parity", "passes.place", "quantised", "staged"),
     ("footprint", "latency", "passes.recognise", "proving", "tune", "verification", "watch"),
-    ("layers", "passes", "passes.padding", "waterfall"),
+    ("layers", "passes", "passes.padding", "record", "waterfall"),
     ("build", "cutout", "explanation", "findings", "report"),
     ("overview", "passwise"),
     ("api", "bisection"),
