@@ -17,7 +17,6 @@ from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
-from tpcompile.described import dense_manifest, manifest_of
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
@@ -35,6 +34,7 @@ from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, s
 from tpcompile.prime import cover
 from tpcompile.program import Program
 from tpcompile.quantised import Feeds, write_quantised
+from tpcompile.record import record, record_dense
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
@@ -202,13 +202,13 @@ def fill(
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
-    made = manifest_of(compiled, target, precision, plan, outputs, extent)
+    made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
     if wish.prime:
         primers = cover(lowered, common, grouped(found()[1], subject.batch))
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
-    bundles.seal(folder / "dense", dense_manifest(common, compiled.dense, twin))
+    bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
 
@@ -246,7 +246,7 @@ def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: P
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
     extent = Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
-    bundles.seal(folder, manifest_of(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+    bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
 def _sizes(subject: Subject) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""From a compiled model to what its bundle says of itself."""
+"""What a bundle says about itself: the manifests of an engine and of its dense baseline, from what was compiled and built."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "no
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 
 
-def manifest_of(
+def record(
     compiled: "Compiled", target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
 ) -> Manifest:
     """The manifest of a pruned engine, before its files are known.
@@ -32,8 +32,8 @@ def manifest_of(
         target: of the engine.
         precision: of the engine.
         plan: what was built.
-        outputs: of the engine.
-        extent: the sizes it takes and the machines it is for.
+        outputs: what the engine gives.
+        extent: sizes and GPUs that it was built for.
     """
     compact, subject = compiled.compact, compiled.subject
     paper = polynomial(compiled.placed)
@@ -82,12 +82,12 @@ def manifest_of(
         bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
         flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
         tolerance=dict(LAWS[precision == "fp32"]),
-        environment=_here(),
+        environment=_environment(),
     )
 
 
-def dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
-    """The manifest of the dense baseline, from that of the pruned engine beside it."""
+def record_dense(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
+    """The manifest of the dense baseline, from its pruned twin's."""
     return pruned.model_copy(
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
@@ -100,6 +100,6 @@ def dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manife
     )  # fmt: skip
 
 
-def _here() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return {"versions": environment.versions(), "hardware": environment.hardware(), "created": created}
