@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
-from tpcompile import overview
+from tpcompile import overview, spectrogram
 from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend, Profiler
@@ -149,7 +149,16 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     """
     runtime = backend(target)
     wish = Wish(
-        lowering, form, tuple(buckets), calibrate, static_quantile, tune, tuple(lengths), prime, dict(dims or {}), runtime.profiled
+        lowering,
+        form,
+        tuple(buckets),
+        calibrate,
+        static_quantile,
+        tune,
+        tuple(lengths),
+        prime,
+        dict(dims or {}),
+        runtime.profiled,
     )
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
@@ -210,7 +219,9 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     )  # fmt: skip
     if attribute:
         times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
-        latency = replace(latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times))))
+        latency = replace(
+            latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times)))
+        )
     if memory:
         latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
@@ -235,7 +246,9 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
         The file.
     """
     if Path(path).is_dir() and not (Path(path) / overview.MANIFEST).exists():
-        return _overview(Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
+        return _overview(
+            Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress
+        )
     found = bundles.read(path)
     parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
     told = isinstance(backend(found.manifest.target), Profiler)
@@ -260,12 +273,13 @@ def _overview(folder: Path, out: str | Path | None, **options: Any) -> Path:
 
 
 def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:
-    """What every site kept of the first few samples that can be drawn: texts of moderate length, or images."""
+    """What every site kept of the first few samples that can be drawn: texts of moderate length, images, or spectrograms."""
     found = bundles.read(path)
     patches = found.manifest.patches
     with load(path) as engine:
         if patches is not None:
-            shown = [row for row in rows if row.picture is not None][:SHOWN]
+            pictured = (row if row.picture is not None else replace(row, picture=spectrogram.picture(row.inputs)) for row in rows)
+            shown = [row for row in pictured if row.picture is not None][:SHOWN]
             return tuple(trace_patches(row, engine.kept(**row.inputs)[1], patches.spec) for row in shown)
         texts = [row for row in rows if row.text and row.length <= LEGIBLE[1]]
         longer = [row for row in texts if row.length >= LEGIBLE[0]] or texts
