@@ -215,6 +215,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
+        crowds=(lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers)),
         flops=found.manifest.flops if own else None, counts=kept,
     )  # fmt: skip
     if attribute:
