@@ -27,4 +27,5 @@ def picture(inputs: Mapping[str, NDArray[np.generic]]) -> Picture | None:
     low, high = float(bands.min()), float(bands.max())
     share = (bands.astype(np.float64) - low) / ((high - low) or 1.0)
     colours = np.array(QUIET) + share[..., None] * (np.array(LOUD) - np.array(QUIET))
-    return np.rint(colours).astype(np.uint8)
+    drawn: Picture = np.rint(colours).astype(np.uint8)
+    return drawn
