@@ -36,7 +36,7 @@ ROWS = (
         "passes.insert", "passes.lower", "passes.mark", "passes.optimize", "probes",
     ),
     ("chain", "coverage", "feeds", "folding", "passes.assumptions", "passes.impose", "plan"),
-    ("attribution", "engine", "parity", "passes.place", "quantised", "staged"),
+    ("attribution", "engine", "parity", "passes.place", "quantised", "record", "staged"),
     ("footprint", "latency", "passes.recognise", "proving", "tune", "verification", "watch"),
     ("layers", "passes", "passes.padding", "waterfall"),
     ("build", "cutout", "explanation", "findings", "report"),

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from shutil import copyfile
@@ -14,17 +13,15 @@ import numpy as np
 import torch
 
 from tpcompile import bundle as bundles
-from tpcompile import environment
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
-from tpcompile.difference import NOISE, TOLERANCE
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
-from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
+from tpcompile.manifest import StageInfo
 from tpcompile.onnxquant import GRIDS
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
@@ -37,14 +34,13 @@ from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, s
 from tpcompile.prime import cover
 from tpcompile.program import Program
 from tpcompile.quantised import Feeds, write_quantised
+from tpcompile.record import record, record_dense
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
 
-LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
-"""Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 CALIBRATION = 100
 """Samples that the counts of ``static`` are taken from."""
 OBSERVED = 32
@@ -205,13 +201,13 @@ def fill(
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
-    made = _manifest(compiled, target, precision, plan, outputs, extent)
+    made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
     if wish.prime:
         primers = cover(lowered, common, grouped(found()[1], subject.batch))
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
-    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
+    bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
 
@@ -249,7 +245,7 @@ def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: P
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
     extent = Extent(narrow(compiled.compact.dims, {}))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
-    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+    bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
 def _admit(subject: Subject, extent: Extent) -> None:
@@ -340,78 +336,8 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
-        masks, scores = (tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each)))
+        masks, scores = (
+            tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each))
+        )
         rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks, scores))
     return rows
-
-
-def _manifest(
-    compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
-) -> Manifest:
-    compact, subject = compiled.compact, compiled.subject
-    paper = polynomial(compiled.placed)
-    terms = {
-        "paper": paper,
-        "graph": polynomial(compact),
-        "dense": compiled.work or tuple((c, ("t0",) * len(names)) for c, names in paper),
-    }
-    sites = tuple(
-        SiteInfo(
-            name=s.name,
-            module=s.where.module,
-            where=s.where.short,
-            keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
-            score=bool(s.score),
-            form="merged" if s.into else "gathered" if compact.gathered else "masked",
-        )
-        for s in compact.sites
-    )
-    return Manifest(
-        target=target,
-        role="pruned",
-        model=subject.info,
-        method=subject.method,
-        sites=sites,
-        lowering=plan.lowering,
-        form=plan.form,
-        buckets=plan.buckets,
-        counts=plan.counts,
-        lengths=plan.lengths,
-        padding=compiled.padding.mask if plan.lengths else "",
-        reason=plan.reason,
-        batch=subject.batch,
-        patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
-        note=subject.note,
-        dims={name: (least, most) for name, (least, _, most) in extent.sizes.items()},
-        capabilities=extent.capabilities,
-        verified_on=backend(target).verified_on,
-        inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
-        outputs=tuple(TensorInfo.of(o) for o in outputs),
-        ranges=dict(subject.values),
-        attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
-        precision=precision,
-        pipeline=",".join([*compact.history, *([str(plan.step)] if plan.step != Lower() else [])]),
-        assumptions=(*compact.assumptions, *(compiled.padding.assumptions if plan.lengths else ())),
-        bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
-        flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
-        tolerance=dict(LAWS[precision == "fp32"]),
-        environment=_environment(),
-    )
-
-
-def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
-    return pruned.model_copy(
-        update={
-            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
-            "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0,
-            "reason": "", "stages": (),
-            "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
-            "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
-        }
-    )  # fmt: skip
-
-
-def _environment() -> dict[str, Any]:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"versions": environment.versions(), "hardware": environment.hardware(), "created": created}

@@ -47,7 +47,9 @@ def onnx(spec: Mapping[str, Any], feeds: Feeds) -> Run:
     options.log_severity_level = 4
     options.intra_op_num_threads, options.inter_op_num_threads = spec["threads"], 1
     opened = {
-        sample: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        sample: onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=spec.get("without", [])
+        )
         for sample, path in spec["files"].items()
     }
     return lambda i: opened.get(str(i), opened.get("all")).run(None, dict(feeds[i]))

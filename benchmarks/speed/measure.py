@@ -13,6 +13,7 @@ from typing import IO, Any
 from cells import WORKLOADS, Cell
 from prepare import load, size_of
 
+from tpcompile.backends.onnxruntime import SLOWER
 from tpcompile.bundle import read
 
 CHILD = Path(__file__).with_name("child.py")
@@ -94,7 +95,7 @@ def rows(cell: Cell, room: Path, peers: str) -> list[Row]:
         found.insert(1, Row("pruned, primed", "primed", primed, size=found[0].size))
     for name, role in (("engine", "static"), ("twin", "dense static")) if facts["static"] else ():
         files = {str(i): str(room / name / f"static{i}.onnx") for i in range(facts["static"])}
-        found.append(Row(role, role, {**runtime, "files": files}, only=tuple(range(facts["static"]))))
+        found.append(Row(role, role, {**runtime, "files": files, "without": SLOWER}, only=tuple(range(facts["static"]))))
     plain = {"kind": "torch", "source": facts["source"], "compiled": False, **common}
     if cell.target == "onnx":  # slower than every runtime: once is enough
         found.append(Row("torch eager", "peer", plain))

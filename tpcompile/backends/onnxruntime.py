@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import onnx
 
 FILE = "model.onnx"
+SLOWER = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Rewritings of the runtime that make transformers slower on a CPU than the ops they stand for (docs/decisions/0016)."""
 TIMED = "_kernel_time"
 """How a trace ends an op's name."""
 
@@ -75,7 +77,9 @@ class OnnxRuntime:
             if taps:
                 source = _tapped(path, taps).SerializeToString()
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            return OnnxSession(runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+            return OnnxSession(
+                runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOWER))
+            )
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OnnxProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""
