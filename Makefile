@@ -9,10 +9,10 @@ STAMP := .venv/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help .venv demo test nightly check format bench tables clean
+.PHONY: help .venv demo test nightly check format bench performance tables clean
 
 help: ## list the targets
-	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 .venv: $(STAMP) ## the environment of every other target, with the versions of constraints.txt
 
@@ -40,11 +40,16 @@ check: $(STAMP) ## lint and strict types
 format: $(STAMP) ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(STAMP) ## the latency table over streams of real text; writes JSON
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/streams.py
+bench: $(STAMP) ## measure what is missing of the default cells of docs/performance.md (hours, on a machine of your own)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed
 
-tables: $(STAMP) ## docs/methods.md: what is not measured yet, through the compiler (half an hour for all methods)
+performance: $(STAMP) ## docs/performance.md and README's table, from benchmarks/results/speed
+	$(BIN)/python benchmarks/speed --page
+
+tables: $(STAMP) ## docs/methods.md, coverage.md and tensorrt.md: what is not measured yet, through the compiler (half an hour each)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tensorrt.py
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out

@@ -2,7 +2,9 @@
 
     python benchmarks/coverage.py                  what is not known yet; about half a minute an architecture
     python benchmarks/coverage.py --only bert      one architecture again
-    python benchmarks/coverage.py --time           dense and pruned engines in turns, at a width of 384 and 196 to 256 tokens
+    python benchmarks/coverage.py --add tensorrt-rtx
+                                                   a backend's column, for rows that are known without it
+    python benchmarks/coverage.py --time BERT      dense and pruned engines in turns, at a width of 384 and 196 to 256 tokens
     python benchmarks/coverage.py --page           the page alone, from benchmarks/results/coverage.json
 
 An architecture is a row of `architectures.ROWS`. Sites come in through `tpcompile.impose`, with no name of a model's part: in each block
@@ -26,13 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tpcompile
-from tpcompile.backends import backends
+from tpcompile.backends import ANY, Extent, backends
 from tpcompile.capture import capture
-from tpcompile.emit import OnnxModel, emit
+from tpcompile.emit import emit
 from tpcompile.errors import TpcompileError, first_line
-from tpcompile.passes import Canonicalize
+from tpcompile.passes import Canonicalize, Lower
 from tpcompile.passes.axesmap import AxesMap
+from tpcompile.plan import RULES
 from tpcompile.program import Program
+from tpcompile.rows import MIN_COUNT
 
 ROOT = Path(__file__).resolve().parents[1]
 FOUND, PAGE = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
@@ -83,7 +87,7 @@ def measured(name: str) -> dict[str, Any]:
         "unruled": unruled(row),
         "kept": [[int(keep.sum()) for keep in trace.keep] for trace in traces],
         "gap": max(far(trace.outputs, want) for trace, want in zip(traces, wants, strict=True)),
-        "engines": {target: held(target, emit(compact), feeds, wants) for target in targets()},
+        "engines": {target: held(target, compact, feeds, wants) for target in targets()},
         "ratio": dense / sum(flops(lambda feed=feed: compact(**feed)) for feed in feeds),
     }
 
@@ -93,14 +97,31 @@ def targets() -> list[str]:
     return [name for name, one in backends().items() if one.probe().ok]
 
 
-def held(target: str, written: OnnxModel, feeds: Sequence[Feed], wants: Sequence[Mapping[str, Tensor]]) -> float | str:
-    """The largest difference of an engine; ``built`` where it cannot run here, and the reason where it cannot be built."""
+def added(name: str, target: str) -> float | str:
+    """A backend's figure for an architecture that is known already."""
+    row, feeds = ROWS[name], ROWS[name].inputs(SMALL)
+    masked = imposed(row)
+    return held(target, tpcompile.lower(masked), feeds, [masked(**feed) for feed in feeds])
+
+
+def held(target: str, compact: Program, feeds: Sequence[Feed], wants: Sequence[Mapping[str, Tensor]]) -> float | str:
+    """The largest difference of an engine; ``built`` where it cannot run here, and the reason where it cannot be built.
+
+    A target whose own lowering is not dynamic gets constant counts that fit every sample.
+    """
+    if RULES[target].lowering == "dynamic":
+        written, extent = emit(compact), ANY
+    else:
+        kept = [[keep.sum().item() for keep in compact.trace(**feed).keep] for feed in feeds]
+        counts = [str(max(MIN_COUNT, int(max(column)))) for column in zip(*kept, strict=True)]
+        written = emit(Lower(counts="+".join(counts))(compact))
+        extent = Extent({name: (2, 16, high) for name, (_, high) in compact.dims.items()})
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
         written.save(Path(scratch) / "model.onnx")
         try:
-            backends()[target].build(Path(scratch) / "model.onnx", out, "fp32")
+            backends()[target].build(Path(scratch) / "model.onnx", out, "fp32", extent=extent)
         except TpcompileError as error:
             return first_line(error)
         try:
@@ -199,6 +220,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=list(ROWS), action="append", help="measure this architecture again")
     parser.add_argument("--time", choices=list(ROWS), action="append", help="time the engines of this architecture")
+    parser.add_argument("--add", choices=list(backends()), action="append", help="a backend's column where it is not known")
     parser.add_argument("--page", action="store_true", help="write the page from what is known")
     options = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
@@ -211,6 +233,11 @@ def main(arguments: Sequence[str]) -> int:
             flush=True,
         )
         write(known)
+    for name, target in [(name, target) for name in known for target in options.add or () if "gap" in known[name]]:
+        if target not in known[name]["engines"]:
+            known[name]["engines"][target] = added(name, target)
+            print(f"{name}: {target} {known[name]['engines'][target]}", file=sys.stderr, flush=True)
+            write(known)
     for name in options.time or ():
         known[name]["realised"] = realised(name)
         print(f"{name}: {known[name]['realised']}", file=sys.stderr, flush=True)
@@ -222,7 +249,7 @@ def main(arguments: Sequence[str]) -> int:
 def wanted(options: argparse.Namespace, known: Mapping[str, Any]) -> list[str]:
     """The rows to measure."""
     missing = [name for name in ROWS if name not in known]
-    return options.only or ([] if options.page or options.time else missing)
+    return options.only or ([] if options.page or options.time or options.add else missing)
 
 
 def write(known: Mapping[str, Any]) -> None:

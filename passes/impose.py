@@ -82,10 +82,10 @@ class Impose(GraphPass):
             )  # fmt: skip
         last = [node for group in cuts for node in group if node.target is sites[max(sites)].target][-1]
         imposed = _Imposed(self)
-        for number, one in enumerate(found):
-            imposed.attention(one)
+        for number, attention in enumerate(found):
+            imposed.attention(attention)
             if number in sites:
-                imposed.site(one, sites[number])
+                imposed.site(attention, sites[number])
         names = program.output_names
         if self.memory:
             imposed.remember(last)

@@ -116,10 +116,10 @@ class Proof:
     def _call(self, call: Described) -> None:
         if call.factors is None:
             return
-        own = {PRUNE: self._site, RESTORE: self._restore, MEMORY: self._memory}.get(call.node.target)
-        if own is not None:
-            own(call)
-            return
+        for op, check in ((PRUNE, self._site), (RESTORE, self._restore), (MEMORY, self._memory)):
+            if call.node.target is op:
+                check(call)
+                return
         for factor, level in self._pruned(call):
             if self.axes.mixes(call):
                 self._mixed(call, level)
@@ -141,7 +141,7 @@ class Proof:
 
     def _fold(self, call: Described, factor: str, level: int) -> None:
         assert call.factors is not None
-        hidden = self._neutral(call, factor, call.factors.folds[factor])
+        hidden = self.neutral(call, factor, call.factors.folds[factor])
         for cls in range(1, level + 1):
             if cls not in hidden:
                 site = self.program.sites[cls - 1]
@@ -158,7 +158,7 @@ class Proof:
                     "the masked model reads dropped tokens here",
                 )  # fmt: skip
 
-    def _neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
+    def neutral(self, call: Described, factor: str, neutral: float) -> set[int]:
         """The classes at which a fold sees its neutral value: a mask far below the living, or an exact zero beside finite numbers."""
         if neutral == NEG_INF:
             return {*self.facts.masked(call, factor), *self._least(call, factor)}

@@ -10,7 +10,7 @@ from tpcompile.errors import TpcompileError
 
 if TYPE_CHECKING:
     from tpcompile import models, ops
-    from tpcompile.api import bench, export, impose, load, lower, validate
+    from tpcompile.api import bench, export, impose, load, lower
     from tpcompile.bisection import bisect
     from tpcompile.bundle import Bundle
     from tpcompile.differ import diff
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from tpcompile.latency import Latency
     from tpcompile.parity import Parity
     from tpcompile.program import Program
+    from tpcompile.proving import validate
+    from tpcompile.verification import verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
-    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "impose": "api",
-    "load": "engine", "lower": "api", "validate": "api",
+    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "impose": "api", "load": "engine", "lower": "api",
+    "validate": "proving", "verify": "verification",
 }  # fmt: skip
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "models",
     "ops",
     "validate",
+    "verify",
 ]
 
 

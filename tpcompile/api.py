@@ -1,50 +1,45 @@
 """The journey as straight lines: lower, export, load, validate, bench."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
+from tpcompile import overview
+from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
-from tpcompile.backends.base import Backend
+from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
-from tpcompile.bundle import Bundle, Vector
+from tpcompile.bundle import Bundle
 from tpcompile.capture import Dynamic, capture
-from tpcompile.data import load_data
-from tpcompile.engine import load, open_reference
-from tpcompile.errors import BackendUnavailable, ParityError, UsageError
+from tpcompile.engine import load
+from tpcompile.errors import BackendUnavailable, UsageError
+from tpcompile.feeds import batch_of, samples_of
 from tpcompile.flops import Counts
 from tpcompile.footprint import peaks
-from tpcompile.images import CONFIG
 from tpcompile.latency import EFFECT, Latency
 from tpcompile.latency import bench as measure_latency
-from tpcompile.parity import NOISE, TOLERANCE, Parity
-from tpcompile.parity import validate as measure_parity
 from tpcompile.passes import Canonicalize, Dump, Impose, pipeline
-from tpcompile.passes.assumptions import UNDERFLOW
 from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
+from tpcompile.proving import Progress, validate
 from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report import write as write_report
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.subject import subject_of
 from tpcompile.targets import Slo
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the step and the number of steps."""
-
 Model = nn.Module | ExportedProgram | Program | str | Path
 
 __all__ = ["bench", "export", "impose", "load", "lower", "report", "validate"]
 
-MIXED = 8
-"""Samples a batch when a ragged bundle is validated: enough for lengths and counts to differ."""
 SHOWN = 6
 """Samples that a report draws."""
 LEGIBLE = (80, 140)
@@ -110,7 +105,8 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False, batch: str = "one", precision: str = "fp32",
+           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False,
+           lengths: Sequence[int] = (), prime: bool = False, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
            force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
@@ -132,6 +128,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
         static_quantile: the share of those samples that must fit.
         tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
+        lengths: a ladder, as ``buckets``, that the length of an input is rounded up to; refused where padding is not proved to change
+            nothing.
+        prime: put inputs of that data into the bundle that ``load`` runs, so that shapes like theirs are not new to the runtime later.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -149,7 +148,18 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         TpcompileError: see ``tpcompile.errors``.
     """
     runtime = backend(target)
-    wish = Wish(lowering, form, tuple(buckets), calibrate, static_quantile, tune, dict(dims or {}), runtime.profiled)
+    wish = Wish(
+        lowering,
+        form,
+        tuple(buckets),
+        calibrate,
+        static_quantile,
+        tune,
+        tuple(lengths),
+        prime,
+        dict(dims or {}),
+        runtime.profiled,
+    )
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
@@ -163,59 +173,10 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     return bundles.read(out)
 
 
-def validate(path: str | Path, data: str | Path | None = None, samples: int | None = None, atol: float | None = None,
-             rtol: float | None = None, min_agreement: float | None = None, max_drop: float | None = None, truncate: bool = False,
-             batch: int | None = None, progress: Progress | None = None) -> Parity:  # fmt: skip
-    """Compare a bundle's engine with its masked reference, and pruned with dense, on many samples; no user code is needed.
-
-    Args:
-        path: the bundle.
-        data: see ``tpcompile.data.load_data``; default: docstrings where the bundle has a tokenizer, else its test vectors.
-        samples: at most this many.
-        atol: absolute tolerance instead of the manifest's 1e-5.
-        rtol: tolerance relative to ``max|masked|``; default: as ``atol``. The larger of the two allows.
-        min_agreement: least agreement with dense.
-        max_drop: largest drop of the task's score, as a share.
-        truncate: cut texts that are too long instead of refusing them.
-        batch: samples an inference, padded to the longest; default 1, or 8 for a ragged bundle.
-        progress: called per phase.
-    """
-    found = bundles.read(path)
-    size = _batch(found, batch, MIXED)
-    rows = _samples(found, data, samples, "docstrings:pairs", truncate)
-    tolerance = atol if atol is not None else found.manifest.tolerance.get("parity", TOLERANCE)
-    if progress is not None:
-        progress(f"validate {len(rows)} samples", 0, 1)
-    with load(path) as engine, open_reference(found) as masked:
-        twin = found.dense
-        dense = load(twin.path) if twin is not None else None
-        try:
-            parity = measure_parity(
-                engine,
-                masked.kept_each,
-                dense,
-                rows,
-                tolerance,
-                rtol=rtol,
-                noise=found.manifest.tolerance.get("noise", NOISE),
-                min_agreement=min_agreement,
-                max_drop=max_drop,
-                batch=size,
-                along=found.manifest.along,
-                static=found.manifest.lowering == "static",
-            )
-        finally:
-            if dense is not None:
-                dense.close()
-        parity = _bounded(parity, found, masked.margins)
-    found.report("validate", parity.to_json())
-    return parity
-
-
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
           confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
-          memory: bool = True, progress: Progress | None = None) -> Latency:  # fmt: skip
+          memory: bool = True, attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
 
     Args:
@@ -234,27 +195,34 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
         workers: callers at once; more than 1 measures that too.
         memory: measure the peak memory of each engine, in a process of its own.
+        attribute: profile both engines: where the time goes, and from where on pruning should pay.
         progress: called per phase.
     """
     found = bundles.read(path)
     _choose("group", group, ("stream", "length"))
-    size = _batch(found, batch, 1)
+    size = batch_of(found, batch, 1)
     own = str(against) == "dense"
     other = found.dense if own else bundles.read(against)
     if other is None:
         raise UsageError(f"{path} has no dense baseline", fix="pass --against with another bundle")
-    rows = _samples(found, data, samples, "docstrings:stream", truncate)
+    rows = samples_of(found, data, samples, "docstrings:stream", truncate)
     groups = [[rows[i] for i in indices] for indices in batches(rows, size, by_length=group == "length")]
     stream = [Sample("", collate(rows), tokens=max(row.length for row in rows)) for rows in groups]
     gate = None if slo is None else Slo.parse(slo)
     if progress is not None:
         progress(f"time {len(rows)} samples by {size}, {2 * repeats} passes", 0, 1)
-    twin = other.path
+    twin, kept = other.path, cache(lambda: counts(path, groups) if own else [])
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
-        flops=found.manifest.flops if own else None, counts=lambda: counts(path, groups) if own else (),
+        crowds=(lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers)),
+        flops=found.manifest.flops if own else None, counts=kept,
     )  # fmt: skip
+    if attribute:
+        times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
+        latency = replace(
+            latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times)))
+        )
     if memory:
         latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
@@ -266,10 +234,10 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     """Validate and time a bundle, and show both in one HTML file, with what was kept of a few samples drawn over them.
 
     Args:
-        path: the bundle.
+        path: the bundle; or a folder of bundles: each that has no reports yet gets them, and one page compares all.
         data: see ``validate``.
         samples: at most this many.
-        out: the file to write; default ``reports/report.html`` in the bundle.
+        out: the file to write; default ``reports/report.html`` in the bundle, ``overview.html`` in a folder of them.
         truncate: as for ``validate``.
         batch: samples an inference.
         threads: per engine, for the timing.
@@ -278,14 +246,31 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
     Returns:
         The file.
     """
+    if Path(path).is_dir() and not (Path(path) / overview.MANIFEST).exists():
+        return _overview(
+            Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress
+        )
     found = bundles.read(path)
     parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
-    latency = bench(path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
-    seen = traces(path, _samples(found, data, samples, "docstrings:report", truncate))
+    told = isinstance(backend(found.manifest.target), Profiler)
+    latency = bench(
+        path, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, attribute=told, progress=progress
+    )
+    seen = traces(path, samples_of(found, data, samples, "docstrings:report", truncate))
     page = ReportData(
         found.manifest.model.id, (EngineRun(found.manifest, parity, latency),), seen, tuple(filter(None, [found.manifest.note]))
     )
     return write_report(page, Path(out) if out is not None else found.path / "reports" / "report.html")
+
+
+def _overview(folder: Path, out: str | Path | None, **options: Any) -> Path:
+    """A page for a folder of bundles."""
+    found = overview.bundles_in(folder)
+    for one in found:
+        if not overview.measured(one):
+            report(one.path, **options)
+    page = Path(out) if out is not None else folder / "overview.html"
+    return overview.write_overview([overview.entry(one, folder) for one in found], page, f"Bundles in {folder.resolve().name}")
 
 
 def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:
@@ -312,31 +297,8 @@ def counts(path: str | Path, groups: Sequence[Sequence[Sample]]) -> list[Counts]
     return found
 
 
-def _bounded(parity: Parity, found: Bundle, margins: Mapping[int, float]) -> Parity:
-    """The parity, failed where a finite mask did not reach below the logits: then the proof does not hold on this data."""
-    for number, bound in enumerate(found.manifest.bounds):
-        if (margin := margins.get(number, math.inf)) < UNDERFLOW:
-            spread = bound.limit + UNDERFLOW - margin
-            reason = (
-                f"{bound.module or 'the model'} ({bound.where}): living logits spread by {spread:.0f}, the mask hides keys up to "
-                f"{bound.limit:.0f}; dropped tokens still count in the masked model: mask with -inf, or with a lower number"
-            )
-            return replace(parity, verdict="FAILED", reason=reason, exit_code=ParityError.exit_code)
-    return parity
-
-
 def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
-
-
-def _batch(found: Bundle, asked: int | None, default: int) -> int:
-    """Samples an inference."""
-    ragged = found.manifest.batch == "ragged"
-    if asked is not None and asked > 1 and not ragged:
-        raise UsageError(
-            f"{found.path} takes one sample an inference", fix="export with --batch ragged, or leave --batch-size out"
-        )
-    return asked or (default if ragged else 1)
 
 
 def _choose(name: str, value: str, known: Sequence[str]) -> None:
@@ -360,28 +322,3 @@ class _Steps:
         if self.progress is not None:
             self.progress(step, self.done, STEPS)
         self.done += 1
-
-
-def _samples(found: Bundle, data: str | Path | None, limit: int | None, default: str, truncate: bool) -> list[Sample]:
-    """The data asked for; else real texts that fit, where the bundle can tokenise; else its own test vectors."""
-    names = tuple(t.name for t in found.manifest.inputs)
-    longest = found.manifest.dims.get("seq", (2, 512))[1]
-    patches = found.manifest.patches.spec if found.manifest.patches else None
-    grey = (found.path / CONFIG).is_file() and found.manifest.inputs[0].shape[1:] == (1, 8, 8)
-    texts = (found.path / "tokenizer.json").is_file()
-    specs: tuple[str | Path, ...] = (default, "docstrings") if texts else ("digits:test",) if grey else ()
-    for spec in specs if data is None else (data,):
-        rows = load_data(spec, found.path, longest, limit, truncate=truncate, names=names, patches=patches)
-        if rows or data is not None:
-            return rows
-    return [row for vector in found.vectors() for row in _apart(found, vector)][:limit]
-
-
-def _apart(found: Bundle, vector: Vector) -> list[Sample]:
-    """The samples of one test vector."""
-    tokens = found.manifest.patches.spec.tokens if found.manifest.patches else 0
-    if found.manifest.batch == "one":
-        return [Sample("", dict(vector.inputs), tokens=tokens)]
-    count = len(next(iter(vector.inputs.values())))
-    rows = ({name: value[b : b + 1] for name, value in vector.inputs.items()} for b in range(count))
-    return [Sample("", row, tokens=tokens) for row in rows]

@@ -1,7 +1,8 @@
 """Where does an engine leave its model? By layer for a bundle, by pass for a model; see ``layers`` and ``passwise``."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -13,12 +14,13 @@ from tpcompile import bundle as bundles
 from tpcompile.bundle import MANIFEST, Bundle
 from tpcompile.capture import Dynamic, capture
 from tpcompile.cutout import cut_out, vacant
+from tpcompile.difference import NOISE, TOLERANCE
 from tpcompile.engine import check
 from tpcompile.errors import UsageError
-from tpcompile.findings import FOUND, UNCLEAR, Bisection, Culprit, notes, nothing, off, worst
+from tpcompile.feeds import wants
+from tpcompile.findings import FOUND, UNCLEAR, Bisection, Culprit, Step, notes, nothing, off, worst
 from tpcompile.layers import Found, locate
 from tpcompile.manifest import Manifest
-from tpcompile.parity import NOISE, TOLERANCE
 from tpcompile.passes import Pipeline, pipeline
 from tpcompile.passwise import bisect_passes
 from tpcompile.probes import Wants, apart, gather, groups
@@ -26,8 +28,9 @@ from tpcompile.samples import Sample
 from tpcompile.subject import Subject, subject_of
 from tpcompile.watch import Batch, Law, Seen, Side, engine_side, judge, observe, reference_side
 
+Progress = Callable[[str, int, int], None]
 Model = nn.Module | ExportedProgram | str | Path
-MODES = ("auto", "layer", "pass")
+MODES = ("auto", "layer", "stage", "pass")
 SAMPLES = 8
 TOGETHER = 4
 """Samples an inference where the batch is ragged: enough for lengths and counts to differ."""
@@ -38,13 +41,13 @@ def bisect(subject: Model, inputs: Mapping[str, Tensor] | None = None, *, mode: 
            batch_size: int | None = None, out: str | Path | None = None, dynamic: Dynamic | None = None,
            method: str | None = None, parameters: Mapping[str, Any] | None = None, pooling: str = "auto", batch: str = "one",
            checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
-           passes: Pipeline | None = None) -> Bisection:  # fmt: skip
+           passes: Pipeline | None = None, progress: Progress | None = None) -> Bisection:  # fmt: skip
     """Find where a bundle's engine leaves its reference by layer, or after which pass a model's program leaves the captured one.
 
     Args:
         subject: a bundle; or a model as ``tpcompile.lower`` takes it.
         inputs: of a module, example tensors by name.
-        mode: ``layer`` for a bundle, ``pass`` for a model; ``auto`` is the one that fits.
+        mode: ``layer`` for a bundle, ``stage`` for one in stages, ``pass`` for a model; ``auto`` is the one that fits.
         against: of a bundle: ``masked``, its reference, or another bundle of the same model.
         data: see ``tpcompile.data.load_data``; default: what ``tpcompile.probes`` finds or makes up, of several lengths.
         samples: at most this many.
@@ -60,6 +63,7 @@ def bisect(subject: Model, inputs: Mapping[str, Tensor] | None = None, *, mode: 
         checkpoint: weights for a ``timm/NAME``.
         assume_masked: as ``tpcompile.lower`` takes it.
         passes: instead of the whole pipeline.
+        progress: called per step, with its name, number, and how many there are.
 
     Raises:
         UsageError: options that do not belong together, nothing there, data that does not fit.
@@ -76,15 +80,15 @@ def bisect(subject: Model, inputs: Mapping[str, Tensor] | None = None, *, mode: 
             raise UsageError(
                 "a method, its parameters and a checkpoint describe a model; a bundle needs none", fix="leave them out"
             )
-        return bisect_bundle(subject, against, data, samples, atol, truncate, batch_size, out)
-    if mode == "layer" or out is not None or str(against) != "masked":
+        return bisect_bundle(subject, against, data, samples, atol, truncate, batch_size, out, mode, progress)
+    if mode in ("layer", "stage") or out is not None or str(against) != "masked":
         raise UsageError("layers are compared in a bundle's engine", fix="tpcompile export ... -o DIR, then tpcompile bisect DIR")
     found = subject_of(
         subject, inputs, dynamic, method, parameters, pooling, None, batch, None if checkpoint is None else Path(checkpoint)
     )
     steps = passes if passes is not None else pipeline(batch, assume_masked)
     name = str(subject) if isinstance(subject, (str, Path)) else found.info.id
-    return bisect_model(name, found, steps, data, samples, atol, truncate, batch_size)
+    return bisect_model(name, found, steps, data, samples, atol, truncate, batch_size, progress)
 
 
 # --- by pass ----------------------------------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ def bisect(subject: Model, inputs: Mapping[str, Tensor] | None = None, *, mode: 
 
 def bisect_model(
     name: str, subject: Subject, passes: Pipeline, data: str | Path | None = None, samples: int = SAMPLES, atol: float | None = None,
-    truncate: bool = False, batch_size: int | None = None,
+    truncate: bool = False, batch_size: int | None = None, progress: Progress | None = None,
 ) -> Bisection:  # fmt: skip
     """Find the first pass after which a model's program differs from the captured one; see ``bisect``."""
     captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
@@ -107,7 +111,7 @@ def bisect_model(
         wants = Wants(captured.inputs, captured.dims, subject.values, folder, subject.patches, examples)
         rows = gather(wants, samples, data, truncate)
     batches = _batches(rows, ragged, batch_size)
-    return bisect_passes(name, captured, passes, rows, batches, Law(TOLERANCE if atol is None else atol, NOISE))
+    return bisect_passes(name, captured, passes, rows, batches, Law(TOLERANCE if atol is None else atol, NOISE), progress)
 
 
 def _batches(rows: Sequence[Sample], ragged: bool, size: int | None) -> list[Batch]:
@@ -122,7 +126,8 @@ def _batches(rows: Sequence[Sample], ragged: bool, size: int | None) -> list[Bat
 
 def bisect_bundle(
     path: str | Path, against: str | Path = "masked", data: str | Path | None = None, samples: int = SAMPLES, atol: float | None = None,
-    truncate: bool = False, batch_size: int | None = None, out: str | Path | None = None,
+    truncate: bool = False, batch_size: int | None = None, out: str | Path | None = None, mode: str = "auto",
+    progress: Progress | None = None,
 ) -> Bisection:  # fmt: skip
     """Find the first layer of a bundle's engine that differs from the reference; see ``bisect``."""
     found = bundles.read(path)
@@ -132,16 +137,16 @@ def bisect_bundle(
         vacant(target)
     other = None if str(against) == "masked" else _other(found, Path(against))
     manifest, ragged = found.manifest, found.manifest.batch == "ragged"
-    examples = [row for vector in found.vectors() for row in apart(vector.inputs, ragged)]
-    patches = manifest.patches.spec if manifest.patches else None
-    specs = [tensor.spec for tensor in manifest.inputs]
-    rows = gather(Wants(specs, manifest.dims, manifest.ranges, found.path, patches, examples), samples, data, truncate)
+    if mode == "stage" and manifest.form != "staged":
+        raise UsageError(f"{path} is one graph, without stages", fix="leave --mode out")
+    rows = gather(wants(found), samples, data, truncate)
     for row in rows:
         check(row.inputs, manifest)
     batches = _batches(rows, ragged, batch_size)
     law = _law([manifest] if other is None else [manifest, other.manifest], atol)
     sides = engine_side(found), reference_side(found) if other is None else engine_side(other)
-    return _layers(found, sides, rows, batches, law, target)
+    kind = "stage" if manifest.form == "staged" and mode != "layer" else "layer"
+    return _layers(found, sides, rows, batches, law, target, kind, progress or (lambda what, done, total: None))
 
 
 def _law(manifests: Sequence[Manifest], atol: float | None) -> Law:
@@ -165,37 +170,52 @@ def _other(found: Bundle, path: Path) -> Bundle:
 
 
 def _layers(
-    found: Bundle, sides: tuple[Side, Side], rows: Sequence[Sample], batches: Sequence[Batch], law: Law, out: Path | None
-) -> Bisection:
-    along = found.manifest.along
-    seen = observe(sides[0], batches, along), observe(sides[1], batches, along)
+    found: Bundle, sides: tuple[Side, Side], rows: Sequence[Sample], batches: Sequence[Batch], law: Law, out: Path | None, mode: str,
+    progress: Progress,
+) -> Bisection:  # fmt: skip
+    along, seen = found.manifest.along, []
+    for number, side in enumerate(sides):
+        progress("run samples", number, len(sides))
+        seen.append(observe(side, batches, along))
+    progress("run samples", len(sides), len(sides))
     judged = judge(batches, seen[0], seen[1], seen[1], law)
     name, against, bad = str(found.path), sides[1].name, worst(judged)
     records = notes(rows, judged)
     if bad is None:
-        return nothing(name, "layer", against, law.tolerance, records)
+        return nothing(name, mode, against, law.tolerance, records)
     what = f"{off(bad)} in sample {bad.number}"
     blind = next((side.blind for side in sides if side.blind), "")
     if blind:
-        return Bisection(name, "layer", against, "INCONCLUSIVE", f"{what}, and {blind}", UNCLEAR, law.tolerance, records)
+        return Bisection(name, mode, against, "INCONCLUSIVE", f"{what}, and {blind}", UNCLEAR, law.tolerance, records)
     numbers = {one.number for one in judged if one.verdict == "differs"}
     chosen = [i for i, batch in enumerate(batches) if numbers & {*batch.numbers}]
     picked = [batches[i] for i in chosen], ([seen[0][i] for i in chosen], [seen[1][i] for i in chosen])
-    inner = locate(*sides, *picked, law)
+    inner = locate(*sides, *picked, law, partial(progress, "compare values"))
     reason = _unclear(inner, sides[0])
     if reason:
         return Bisection(
-            name, "layer", against, "INCONCLUSIVE", f"{what}, {reason}", UNCLEAR, law.tolerance, records,
+            name, mode, against, "INCONCLUSIVE", f"{what}, {reason}", UNCLEAR, law.tolerance, records,
             compared=inner.compared, skipped=inner.skipped,
         )  # fmt: skip
-    culprit, *others = (Culprit.of(root) for root in inner.roots)
+    homes = sides[0].homes if mode == "stage" else {}
+    culprit, *others = (Culprit.of(root, homes.get(root.name, "")) for root in inner.roots)
     if out is not None:
-        _write(out, found, sides, inner, batches, seen)
+        _write(out, sides, inner, batches, (seen[0], seen[1]))
     blame = f"; of its weights {', '.join(culprit.weights)}" if culprit.weights else ""
     return Bisection(
-        name, "layer", against, "FAILED", f"{what}; first inner value that differs: {culprit}{blame}", FOUND, law.tolerance, records,
-        (), culprit, tuple(others), inner.compared, inner.skipped, str(out or ""),
+        name, mode, against, "FAILED", f"{what}; first inner value that differs: {culprit}{blame}", FOUND, law.tolerance, records,
+        tuple(_stages(homes, inner, law)), culprit, tuple(others), inner.compared, inner.skipped, str(out or ""),
     )  # fmt: skip
+
+
+def _stages(homes: Mapping[str, str], inner: Found, law: Law) -> Iterator[Step]:
+    """Each stage, and the gathers before it, with the value in it that differs most."""
+    for home in dict.fromkeys(homes.values()):
+        inside = {name: gap for name, gap in inner.gaps.items() if homes.get(name) == home}
+        far = max(inside, key=lambda name: inside[name].required, default="")
+        if far:
+            gap = inside[far]
+            yield Step(home, "differs" if gap.required > law.tolerance else "equal", gap.sample, far, gap.max_abs)
 
 
 def _unclear(inner: Found, side: Side) -> str:
@@ -209,7 +229,6 @@ def _unclear(inner: Found, side: Side) -> str:
 
 def _write(
     out: Path,
-    found: Bundle,
     sides: tuple[Side, Side],
     inner: Found,
     batches: Sequence[Batch],

@@ -1,13 +1,10 @@
 """From a subject to a sealed bundle: compile once, build any number of targets from it."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache, cached_property
-from importlib import metadata
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -21,31 +18,37 @@ from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
-from tpcompile.errors import UsageError
+from tpcompile.errors import AxisError, UsageError
 from tpcompile.images import CONFIG
 from tpcompile.kept import compose
-from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, StageInfo, TensorInfo
-from tpcompile.parity import NOISE, TOLERANCE
+from tpcompile.manifest import StageInfo
+from tpcompile.onnxquant import GRIDS
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
+from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
+from tpcompile.prime import cover
 from tpcompile.program import Program
+from tpcompile.quantised import Feeds, write_quantised
+from tpcompile.record import record, record_dense
 from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
 from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
 
-LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "noise": 5e-2}}
-"""Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 CALIBRATION = 100
 """Samples that the counts of ``static`` are taken from."""
+OBSERVED = 32
+"""Samples that show the range of activations, for 8 bits."""
 TUNED, BATCH = 40, 8
 """Samples that candidates are timed on, and how many of them go together where batches may."""
+Calibration = Callable[[], tuple[str, list[Sample]]]
+"""Gives data of the kind the engine will meet, with its name."""
 ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
 
 
@@ -59,6 +62,7 @@ class Compiled:
         compact: gathered form, the engine.
         dense: the baseline.
         work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
+        found: captured form with its sites.
     """
 
     subject: Subject
@@ -66,6 +70,27 @@ class Compiled:
     compact: Program
     dense: Program
     work: Polynomial = ()
+    found: Program | None = None
+
+    @cached_property
+    def padding(self) -> Padding:
+        """The proof that inputs may be padded.
+
+        Raises:
+            UsageError: the model has no attention mask, or gathers by itself.
+            AxisError: there is no proof; the reason, at the user's line.
+        """
+        if self.found is None or self.found.gathered:
+            raise UsageError("a model that gathers by itself: its padding is not looked into", fix="leave the lengths out")
+        return prove_padding(self.found, self.subject.batch)
+
+    @property
+    def padded(self) -> bool:
+        """Whether there is that proof."""
+        try:
+            return bool(self.padding.mask)
+        except (AxisError, UsageError):
+            return False
 
     @cached_property
     def twin(self) -> OnnxModel:
@@ -119,7 +144,7 @@ def compile_subject(
             fix="pass a dense model with the same outputs",
         )
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, work)
+    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name])
 
 
 def fill(
@@ -156,12 +181,17 @@ def fill(
             copyfile(asset, part / asset.name)
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
-    plan, trials = _plan(folder, compiled, target, precision, say, wish)
+    found = cache(lambda: _calibration(folder, compiled, wish, say))
+    if wish.lengths:
+        say("prove that padding changes nothing")
+        _ = compiled.padding
+    plan, trials = _plan(folder, compiled, target, precision, say, wish, found)
+    feeds = grouped(found()[1][:OBSERVED], compiled.subject.batch) if precision in GRIDS else ()
     lowered = plan.step(compiled.compact)
     say("build engine")
-    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent)
+    outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
     say("build dense")
-    _build(runtime, twin, folder / "dense", precision, extent)
+    _build(runtime, twin, folder / "dense", precision, extent, feeds)
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
@@ -171,25 +201,31 @@ def fill(
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
-    made = _manifest(compiled, target, precision, plan, outputs, extent)
+    made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
-    bundles.seal(folder / "dense", _dense_manifest(common, compiled.dense, twin))
+    if wish.prime:
+        primers = cover(lowered, common, grouped(found()[1], subject.batch))
+        bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
+        common = common.model_copy(update={"primed": len(primers)})
+    bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
 
 
 def _plan(
-    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish
+    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish, found: Calibration
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
-    found = cache(lambda: _calibration(folder, compiled, wish, say))
-    plans = candidates(wish, target, compiled.compact, found) if wish.tune else []
+    plans = (
+        candidates(wish, target, compiled.compact, found, lambda: len({row.length for row in found()[1]}) > 1 and compiled.padded)
+        if wish.tune
+        else []
+    )
     if len(plans) < 2:
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
     say("tune")
-    groups = batches(rows[:TUNED], BATCH if compiled.subject.batch == "ragged" else 1, by_length=True)
-    feeds = [collate([rows[i] for i in group]) for group in groups]
+    feeds = grouped(rows[:TUNED], compiled.subject.batch)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
     taken = choose(trials).plan
@@ -199,11 +235,17 @@ def _plan(
     return replace(taken, reason=reason), trials
 
 
+def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
+    """Samples as inputs, where batches may be a few together."""
+    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
+    return [collate([rows[i] for i in group]) for group in groups]
+
+
 def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
     extent = Extent(narrow(compiled.compact.dims, {}))
-    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent)
-    bundles.seal(folder, _manifest(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
+    bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
 def _admit(subject: Subject, extent: Extent) -> None:
@@ -220,15 +262,16 @@ def _admit(subject: Subject, extent: Extent) -> None:
 
 
 def _engine(
-    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent
+    runtime: Backend, compiled: Compiled, plan: Plan, folder: Path, precision: str, extent: Extent, feeds: Feeds
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
         chain = cut(emit(plan.step(compiled.compact), hosted=True))
-        _build_chain(runtime, chain, folder, precision, replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)}))
+        fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
+        _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
     model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
-    _build(runtime, model, folder, precision, extent)
+    _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 
 
@@ -255,23 +298,28 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
     if given is None:
-        what = "tuning times real inputs" if wish.tune else "lowering static takes its counts from data"
+        what = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
         raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
     if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
     return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
 
 
-def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent) -> None:
+def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         path = Path(scratch) / "model.onnx"
         model.save(path)
+        if precision in GRIDS:
+            write_quantised(Path(scratch), (), model.outputs, feeds, precision)
         runtime.build(path, out, precision, extent=extent)
 
 
-def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent) -> None:
+def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        for number, path in enumerate(chain.save(Path(scratch))):
+        paths = chain.save(Path(scratch))
+        if precision in GRIDS:
+            write_quantised(Path(scratch), chain.stages, chain.outputs, feeds, precision)
+        for number, path in enumerate(paths):
             runtime.build(path, out, precision, stage=number, extent=extent)
 
 
@@ -288,82 +336,8 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]
-        masks = tuple(np.stack(rows) for rows in zip(*(kept.masks for kept in each), strict=True))
-        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks))
-    return rows
-
-
-def _manifest(
-    compiled: Compiled, target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
-) -> Manifest:
-    compact, subject = compiled.compact, compiled.subject
-    paper = polynomial(compiled.placed)
-    terms = {
-        "paper": paper,
-        "graph": polynomial(compact),
-        "dense": compiled.work or tuple((c, ("t0",) * len(names)) for c, names in paper),
-    }
-    sites = tuple(
-        SiteInfo(
-            name=s.name,
-            module=s.where.module,
-            where=s.where.short,
-            keeps=f"{s.tokens.name} < t{s.tokens.level - 1}",
-            score=bool(s.score),
-            form="merged" if s.into else "gathered" if compact.gathered else "masked",
+        masks, scores = (
+            tuple(map(np.stack, zip(*part, strict=True))) for part in ((k.masks for k in each), (k.scores for k in each))
         )
-        for s in compact.sites
-    )
-    return Manifest(
-        target=target,
-        role="pruned",
-        model=subject.info,
-        method=subject.method,
-        sites=sites,
-        lowering=plan.lowering,
-        form=plan.form,
-        buckets=plan.buckets,
-        counts=plan.counts,
-        reason=plan.reason,
-        batch=subject.batch,
-        patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
-        note=subject.note,
-        dims={name: (least, most) for name, (least, _, most) in extent.sizes.items()},
-        capabilities=extent.capabilities,
-        verified_on=backend(target).verified_on,
-        inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
-        outputs=tuple(TensorInfo.of(o) for o in outputs),
-        ranges=dict(subject.values),
-        attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
-        precision=precision,
-        pipeline=",".join([*compact.history, *([str(plan.step)] if plan.step != Lower() else [])]),
-        assumptions=compact.assumptions,
-        bounds=tuple(BoundInfo(where=b.where.short, module=b.where.module, limit=b.limit) for b in compiled.placed.bounds),
-        flops=Flops(tokens=("t0", *(s.tokens.name for s in compact.sites)), **terms),
-        tolerance=dict(LAWS[precision == "fp32"]),
-        environment=_environment(),
-    )
-
-
-def _dense_manifest(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest:
-    return pruned.model_copy(
-        update={
-            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
-            "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "reason": "", "stages": (),
-            "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
-            "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
-        }
-    )  # fmt: skip
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("tpcompile", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    hardware = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"versions": versions, "hardware": hardware, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        rows.append(Vector(dict(inputs), {name: value.numpy() for name, value in trace.outputs.items()}, masks, scores))
+    return rows

@@ -23,6 +23,7 @@ from tpcompile.manifest import FileInfo, Manifest
 
 MANIFEST = "tpcompile.json"
 VECTORS = "vectors/vectors.safetensors"
+PRIMERS = "prime.safetensors"
 REFERENCE = "reference/model.onnx"
 REPORTS = "reports"
 """Folder for what is measured later; never hashed."""
@@ -31,11 +32,12 @@ MAX_MANIFEST = 16 * 2**20
 
 @dataclass(frozen=True)
 class Vector:
-    """One test vector: what went in, what came out, and the kept tokens per site (bool ``[B, N]``, original positions)."""
+    """One test vector: what went in, what came out, and per site the kept tokens (bool ``[B, N]``, original positions) and their scores."""
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     kept: tuple[np.ndarray, ...] = ()
+    scores: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class Bundle:
             return ()
         self.verify([VECTORS])
         return _load_vectors(self.path / VECTORS)
+
+    def primers(self) -> tuple[Mapping[str, np.ndarray], ...]:
+        """The inputs that ``load`` runs, checked; empty where the bundle was not exported so."""
+        if not self.manifest.primed:
+            return ()
+        self.verify([PRIMERS])
+        return tuple(vector.inputs for vector in _load_vectors(self.path / PRIMERS))
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Compare files with the manifest.
@@ -225,6 +234,7 @@ def write_vectors(path: Path, samples: Sequence[Vector]) -> None:
         tensors |= {f"{i}.input.{name}": value for name, value in sample.inputs.items()}
         tensors |= {f"{i}.output.{name}": value for name, value in sample.outputs.items()}
         tensors |= {f"{i}.kept.site{j}": value for j, value in enumerate(sample.kept)}
+        tensors |= {f"{i}.score.site{j}": value for j, value in enumerate(sample.scores)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
@@ -237,9 +247,10 @@ def _load_vectors(path: Path) -> tuple[Vector, ...]:
     try:
         for key, value in load_file(path).items():
             number, kind, name = key.split(".", 2)
-            groups.setdefault(int(number), {"input": {}, "output": {}, "kept": {}})[kind][name] = value
+            groups.setdefault(int(number), {"input": {}, "output": {}, "kept": {}, "score": {}})[kind][name] = value
         rows = [groups[i] for i in range(len(groups))]
-        return tuple(Vector(r["input"], r["output"], tuple(r["kept"][f"site{j}"] for j in range(len(r["kept"])))) for r in rows)
+        sites = [[tuple(row[kind][f"site{j}"] for j in range(len(row[kind]))) for kind in ("kept", "score")] for row in rows]
+        return tuple(Vector(row["input"], row["output"], *decided) for row, decided in zip(rows, sites, strict=True))
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"{path.name} holds no test vectors: {error}", fix="export again") from error
 

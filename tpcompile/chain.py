@@ -68,17 +68,18 @@ class ChainSession:
         manifest: of the bundle.
         sessions: one for each stage that has outputs, in order.
         taps: ``site<i>.<what>`` values to return besides the outputs.
+        inner: values inside stages that their sessions were opened to give.
 
     Raises:
         IntegrityError: the stages do not fit together.
         UsageError: a tap that the chain does not have.
     """
 
-    def __init__(self, manifest: Manifest, sessions: Sequence[Session], taps: tuple[str, ...] = ()) -> None:
+    def __init__(self, manifest: Manifest, sessions: Sequence[Session], taps: tuple[str, ...] = (), inner: Sequence[str] = ()) -> None:
         engines = iter(sessions)
         self._stages = [(stage, next(engines) if stage.outputs else None) for stage in manifest.stages]
         self._results = tuple(output.name for output in manifest.outputs)
-        self._known = _check(manifest, self._results)
+        self._known = _check(manifest, self._results) | set(inner)
         self._wanted = (*self._results, *self._require(taps))
 
     def _require(self, taps: tuple[str, ...]) -> tuple[str, ...]:
@@ -137,19 +138,20 @@ def shared(session: Session) -> Session:
     return session.share()
 
 
-def open_chain(manifest: Manifest, open_: Callable[[int], Session]) -> ChainSession:
+def open_chain(manifest: Manifest, open_: Callable[[int], Session], inner: Sequence[str] = ()) -> ChainSession:
     """Open every stage of a bundle.
 
     Args:
         manifest: of the bundle.
         open_: opens the stage of that number.
+        inner: see ``ChainSession``.
 
     Raises:
         IntegrityError: the stages do not fit together.
     """
     with ExitStack() as opened:
         engines = [opened.enter_context(open_(number)) for number, stage in enumerate(manifest.stages) if stage.outputs]
-        chain = ChainSession(manifest, engines)
+        chain = ChainSession(manifest, engines, inner=inner)
         opened.pop_all()
     return chain
 

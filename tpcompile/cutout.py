@@ -96,12 +96,15 @@ def _side(folder: Path, name: str, side: Side, root: Root, batch: Batch) -> None
     """One side's part of the graph and its inputs."""
     import onnx
 
-    taps = [tap for tap in root.inputs if tap not in side.outputs]
+    file = side.file_of(root.name)
+    whole = onnx.load(file) if file is not None else None
+    own = [value.name for value in whole.graph.input if value.name not in batch.feeds] if whole is not None else []
+    taps = [tap for tap in dict.fromkeys([*root.inputs, *own]) if tap not in side.outputs]
     with side.open([*taps, *([] if root.name in side.outputs else [root.name])]) as session:
         values = {**batch.feeds, **session.run(batch.feeds)}
     given = {value: values[value] for value in root.inputs}
-    if side.file is not None:
-        part = cut(onnx.load(side.file), root.inputs, root.name, values)
+    if whole is not None:
+        part = cut(whole, root.inputs, root.name, values)
         given = {value.name: values[value.name] for value in part.graph.input}
         onnx.save(part, folder / f"{name}.onnx")
     else:

@@ -144,7 +144,7 @@ def _engine(out: Path, target: str, compiled: build.Compiled, samples: int | Non
     steps(f"{target}: engine against masked reference and dense, {samples or PAIRS} pairs")
     parity = api.validate(out, "docstrings:pairs", samples or PAIRS)
     steps(f"{target}: time against dense, {samples or STREAM} texts")
-    latency = api.bench(out, data="docstrings:stream", samples=samples or STREAM)
+    latency = api.bench(out, data="docstrings:stream", samples=samples or STREAM, attribute=True)
     return EngineRun(bundles.read(out).manifest, parity, latency)
 
 

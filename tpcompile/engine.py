@@ -14,6 +14,7 @@ from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
 from tpcompile.errors import InputError, UsageError
 from tpcompile.kept import Kept, compose
+from tpcompile.lengths import length, lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.spec import TensorSpec
@@ -61,7 +62,7 @@ class _Runner:
         if self._closed:
             raise UsageError("the engine is closed", fix="load the bundle again")
         arrays = check(feeds, self.manifest)
-        return self.session(taps).run(arrays)
+        return shorten(self.session(taps).run(lengthen(arrays, self.manifest)), self.manifest, length(arrays, self.manifest))
 
     def session(self, taps: tuple[str, ...] = ()) -> Session:
         """The session with these taps, opened once."""
@@ -76,9 +77,10 @@ class _Runner:
         sites = self.manifest.sites
         taps = tuple(f"site{i}.{kind}" for i, site in enumerate(sites) for kind in site.taps(kinds))
         values = self.run(feeds, (*taps, *more))
-        samples, length = values["site0.keep"].shape if sites else (1, 0)
+        samples, tokens = values["site0.keep"].shape if sites else (1, 0)
         rows = ({name: values[name][b : b + 1] for name in taps} for b in range(samples))
-        kept = tuple(compose(row, len(sites), length) for row in rows)
+        own = length({name: np.asarray(value) for name, value in feeds.items()}, self.manifest)
+        kept = tuple(unpadded(compose(row, len(sites), tokens), own) for row in rows)
         return self.outputs(values), kept, {name: values[name] for name in more}
 
     def outputs(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -116,13 +118,15 @@ class Engine(_Closes):
         threads: threads per inference, 0 for the runtime's default.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 0, prime: bool = True, callers: int = 1) -> None:
         manifest = bundle.manifest
         bundle.verify(name for name in manifest.files if "/" not in name)
         self.bundle = bundle
         self.threads = threads
-        self._runner = _Runner(manifest, _opener(bundle, threads))
+        self._runner = _Runner(manifest, _opener(bundle, threads, callers))
         self._runner.session()
+        for inputs in bundle.primers() if prime else ():
+            self(**inputs)
 
     @property
     def manifest(self) -> Manifest:
@@ -214,7 +218,10 @@ class ReferenceSession(_Closes):
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
         self.margins: dict[int, float] = {}
-        self._runner = _Runner(bundle.manifest, partial(_graph, backend("onnx"), bundle.reference.parent, threads, "fp32"))
+        plain = bundle.manifest.model_copy(
+            update={"lengths": ()}
+        )  # the truth is what the masked program makes of the input itself
+        self._runner = _Runner(plain, partial(_graph, backend("onnx"), bundle.reference.parent, threads, "fp32"))
 
     def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
         """Outputs and, per sample, what each site decided, all N rows stored throughout.
@@ -229,12 +236,15 @@ class ReferenceSession(_Closes):
         return outputs, kept
 
 
-def load(path: str | Path, *, threads: int = 0) -> Engine:
+def load(path: str | Path, *, threads: int = 0, prime: bool = True, callers: int = 1) -> Engine:
     """Open a bundle: check its files against the manifest, then hand them to its runtime.
 
     Args:
         path: the directory an export wrote, or its ``dense/``.
         threads: threads per inference; 0 is the runtime's default.
+        prime: run the inputs that the bundle was exported with for that (``export(prime=True)``), so that shapes like theirs are not new
+            to the runtime later.
+        callers: threads that will call it at once, each through a handle of its own (``engine.share()``).
 
     Raises:
         UsageError: there is no bundle, or its target is unknown.
@@ -244,7 +254,7 @@ def load(path: str | Path, *, threads: int = 0) -> Engine:
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}", fix="pass 0 for the runtime's default, or a positive number")
-    return Engine(read(path), threads)
+    return Engine(read(path), threads, prime, callers)
 
 
 def open_reference(bundle: Bundle, threads: int = 0) -> ReferenceSession:
@@ -261,12 +271,12 @@ def _graph(runtime: Backend, folder: Path, threads: int, precision: str, taps: t
     return runtime.open(folder, taps=taps, threads=threads, precision=precision)
 
 
-def _opener(bundle: Bundle, threads: int) -> Callable[[tuple[str, ...]], Session]:
+def _opener(bundle: Bundle, threads: int, callers: int) -> Callable[[tuple[str, ...]], Session]:
     """What opens a bundle's engine with taps; the stages of a chain are opened once for all."""
     manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
+    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision, callers=callers)
     if manifest.form != "staged":
-        return partial(_graph, runtime, bundle.path, threads, manifest.precision)
-    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision)
+        return lambda taps: opened(taps=taps)
     return open_chain(manifest, lambda number: opened(stage=number)).tapped
 
 

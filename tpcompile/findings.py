@@ -44,7 +44,7 @@ class Culprit:
     """Where the fault lies.
 
     Attributes:
-        step: the pass, or ``emit``; empty where layers were compared.
+        step: the pass, or ``emit``; of a staged engine the stage; empty where only layers were compared.
         value: the first inner value that differs; empty where none does.
         module: dotted path of the module that computes it.
         where: the user's line, ``file.py:12``.
@@ -101,14 +101,14 @@ class Bisection:
 
     Attributes:
         subject: what was bisected.
-        mode: ``pass`` or ``layer``.
+        mode: ``pass``, ``layer``, or ``stage``: layers of a staged engine.
         against: what it was compared with.
         verdict: ``PASSED`` (nothing differs), ``FAILED`` (the fault is found) or ``INCONCLUSIVE``.
         reason: one sentence.
         exit_code: 0; 5 found; 7 outputs differ, and no inner value explains it; 10 no sample could be judged.
         tolerance: of the law.
         samples: one record each; by pass, against the last step that ran.
-        steps: by pass, in order, up to the first that differs.
+        steps: by pass, in order, up to the first that differs; by stage, all of them.
         culprit: where the fault lies.
         others: further values that differ though all they were computed from agrees.
         compared: inner values that were compared.
@@ -148,7 +148,7 @@ class Bisection:
                 for note in self.samples
             ]
         if self.culprit is not None:
-            rows += _block(self.culprit)
+            rows += _block(self.culprit, self.mode)
         rows += [f"also      {other}" for other in self.others]
         if self.compared:
             rows.append(f"values    {self.compared} compared, {self.skipped} not comparable")
@@ -164,8 +164,8 @@ def _judged(verdict: str, sample: int, what: str, max_abs: float, error: str = "
     return f"differs: {what} by {'other tokens' if what.endswith('.keep') else f'{max_abs:.2e}'}{where}"
 
 
-def _block(culprit: Culprit) -> list[str]:
-    rows = [("pass", culprit.step), ("value", culprit.value), ("module", culprit.module)]
+def _block(culprit: Culprit, mode: str) -> list[str]:
+    rows = [("stage" if mode == "stage" else "pass", culprit.step), ("value", culprit.value), ("module", culprit.module)]
     rows += [("line", f"{culprit.where}  {culprit.source}".strip()), ("ops", ", ".join(culprit.ops))]
     rows += [("from", ", ".join(culprit.inputs)), *(("weight", weight) for weight in culprit.weights)]
     if culprit.value:

@@ -40,6 +40,7 @@ class Op:
         inputs: ids of values and weights; ``=`` and the number for a small constant; empty where an optional one is left out.
         outputs: ids of its results.
         where: the module and the user's line.
+        name: what the file calls it; a runtime's profile says so too.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Op:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     where: Where = field(default_factory=Where)
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def read_onnx(path: Path) -> Graph:
         kind = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         detail = ", ".join(sorted(_attribute(attribute) for attribute in node.attribute))
         inputs = tuple(small.get(name, name) for name in node.input)
-        ops.append(Op(kind, detail, inputs, tuple(node.output), _where(node)))
+        ops.append(Op(kind, detail, inputs, tuple(node.output), _where(node), node.name))
     weights = {name: tensor for name, tensor in constants.items() if name not in small}
     names = _weight_names(weights, ops, {})
     given = tuple(value.name for value in graph.input if value.name not in constants)
@@ -343,7 +345,7 @@ class _Ir:
         data = layer.find("data")
         detail = ", ".join(f"{k}={v}" for k, v in sorted(data.attrib.items())) if data is not None else ""
         outputs = tuple(f"{layer.attrib['id']}:{port.attrib['id']}" for port in layer.iterfind("output/port"))
-        return Op(layer.attrib["type"], detail, self._inputs(layer), outputs)
+        return Op(layer.attrib["type"], detail, self._inputs(layer), outputs, name=layer.attrib["name"])
 
 
 def _part(path: Path, offset: int, size: int, dtype: str | None, shape: tuple[int, ...]) -> NDArray[Any]:

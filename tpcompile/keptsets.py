@@ -42,6 +42,31 @@ class KeptSets(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """Kept sets by themselves; see ``KeptSets``."""
+
+    masks: tuple[NDArray[np.bool_], ...]
+    scores: tuple[NDArray[np.float32], ...]
+    stored: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens alive after each site."""
+        return tuple(int(mask.sum()) for mask in self.masks)
+
+
+def whole(each: Sequence[KeptSets]) -> KeptSets:
+    """The decisions for a batch that counts as one sample, its rows one behind the other: an engine of a fixed batch takes no less."""
+    if len(each) == 1:
+        return each[0]
+    masks = tuple(np.concatenate(part) for part in zip(*(kept.masks for kept in each), strict=True))
+    scores = tuple(np.concatenate(part) for part in zip(*(kept.scores for kept in each), strict=True))
+    lost = tuple(sum(part) for part in zip(*(kept.lost for kept in each), strict=True))
+    return Decided(masks, scores, each[0].stored, lost)
+
+
 @dataclass(frozen=True, slots=True)
 class Flip:
     """A token that one side kept and the other dropped, at the first site where they differ.
@@ -89,6 +114,23 @@ def compare_kept(
             ), heard
         entered = entered & right
     return (), heard
+
+
+def margins(kept: KeptSets) -> tuple[float, ...]:
+    """Per site, how far the lowest kept score lies above the highest dropped one, relative to the site's largest score.
+
+    An error of the scores below half of it moves no token. NaN where nothing is dropped or has a score, or where no one threshold
+    parts the two: a token is kept for its place.
+    """
+    found = []
+    entered = np.ones(len(kept.masks[0]) if kept.masks else 0, dtype=bool)
+    for mask, scores in zip(kept.masks, kept.scores, strict=True):
+        side = mask, scores.astype(np.float64)
+        low, high = _boundary(side, side, entered)
+        scale = _largest(np.abs(side[1][entered])) or 1.0
+        found.append((high - low) / scale if math.isfinite(high - low) else math.nan)
+        entered = entered & mask
+    return tuple(found)
 
 
 Side = tuple[NDArray[np.bool_], NDArray[np.float64]]

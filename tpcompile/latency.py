@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tpcompile.attribution import Attribution
 from tpcompile.errors import InputError, UsageError
 from tpcompile.flops import Counts, Formulas, Saving, saving
 from tpcompile.samples import Sample
@@ -41,8 +42,9 @@ class Phase:
     Attributes:
         dense_ms: ``[passes, n]`` raw times of the wall clock in real order.
         pruned_ms: ``[passes, n]``.
-        dense_cpu_ms: ``[passes, n]`` CPU time of the calling thread.
+        dense_cpu_ms: ``[passes, n]`` CPU time of this process.
         pruned_cpu_ms: ``[passes, n]``.
+        ruler: ``cpu`` or ``wall``: the clock that engines are compared by.
         dense: figures of the per-sample medians over passes, by the ruler that engines are compared with.
         pruned: the same for the pruned engine.
         speedup: dense time over pruned time; below 1 pruning made it slower.
@@ -54,6 +56,7 @@ class Phase:
     pruned_ms: NDArray[np.float64]
     dense_cpu_ms: NDArray[np.float64]
     pruned_cpu_ms: NDArray[np.float64]
+    ruler: str
     dense: Summary
     pruned: Summary
     speedup: Interval
@@ -67,7 +70,8 @@ class Phase:
     @property
     def times(self) -> Times:
         """Both clocks of both engines."""
-        return Times(np.stack([self.dense_ms, self.pruned_ms]), np.stack([self.dense_cpu_ms, self.pruned_cpu_ms]))
+        wall, cpu = (self.dense_ms, self.pruned_ms), (self.dense_cpu_ms, self.pruned_cpu_ms)
+        return Times(np.stack(wall), np.stack(cpu), self.ruler == "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class Latency:
         per_second: samples a second of ``dense`` and ``pruned``, warm, one caller.
         load: several callers at once; None where that was not asked for.
         memory: peak MB of a process with that engine alone, above one without, ``dense`` and ``pruned``; empty where it was not measured.
+        attribution: where the time went; None where that was not asked for.
         saving: work of dense and pruned on these samples; None where it is not known.
         seed: of the bootstrap.
     """
@@ -138,6 +143,7 @@ class Latency:
     memory: Mapping[str, float]
     saving: Saving | None
     seed: int
+    attribution: Attribution | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document with every raw time, and the FLOPs ratios."""
@@ -162,6 +168,7 @@ class Latency:
         rows += [_shape_line(row) for row in self.by_shape] if len(self.by_shape) > 1 else []
         rows += [self.load.text()] if self.load is not None else []
         rows += [f"peak memory {', '.join(f'{name} {size:.0f} MB' for name, size in self.memory.items())}"] if self.memory else []
+        rows += [self.attribution.text()] if self.attribution is not None else []
         apart = ", ".join(f"{name} {share:.1%}" for name, share in self.noise.items())
         return "\n".join([*rows, f"{self.shapes} distinct lengths; warm passes differ by: {apart}"])
 
@@ -191,6 +198,7 @@ def bench(
     phases: Sequence[PhaseName] = ("cold", "warm"),
     threads: int = 1,
     workers: int = 1,
+    crowds: tuple[Opener, Opener] | None = None,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
 ) -> Latency:
@@ -209,6 +217,7 @@ def bench(
         phases: phases that the targets apply to; all of them must hold.
         threads: of each engine: so many cores the measurement is kept on.
         workers: callers at once; more than 1 measures that too, on ``threads`` cores each.
+        crowds: open dense and pruned engines for so many callers; default as for one.
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
@@ -222,7 +231,7 @@ def bench(
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
         cold, warm = measure(dense, pruned, samples, repeats)
-    load = crowd(dense, pruned, samples, workers, threads, repeats, confidence) if workers > 1 else None
+    load = crowd(*(crowds or (dense, pruned)), samples, workers, threads, repeats, confidence) if workers > 1 else None
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None
@@ -247,7 +256,7 @@ def bench(
         warm=found["warm"],
         noise=noise,
         drift=drift(totals.sum(axis=0)),
-        ruler="cpu" if warm.own else "wall",
+        ruler=found["warm"].ruler,
         waited=warm.waited,
         cpus=cpus,
         effect=min_effect,
@@ -269,6 +278,7 @@ def _phase(times: Times, work: Saving | None, confidence: float, seed: int) -> P
         pruned_ms=times.wall[1],
         dense_cpu_ms=times.cpu[0],
         pruned_cpu_ms=times.cpu[1],
+        ruler="cpu" if times.own else "wall",
         dense=summarise(a),
         pruned=summarise(b),
         speedup=speedup,

@@ -7,7 +7,7 @@ fault lies between. A value that differs, but whose difference cancels before an
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,15 +74,18 @@ class Found:
         compared: how many values were.
         skipped: how many of one name could not be: other shapes, or rows that no token set explains.
         dims: value -> the token set of each of its dims, as they were compared.
+        gaps: value -> how far apart the sides are.
     """
 
     roots: tuple[Root, ...]
     compared: int
     skipped: int
     dims: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
 
 
-def locate(a: Side, b: Side, batches: Sequence[Batch], seen: tuple[Sequence[Seen], Sequence[Seen]], law: Law) -> Found:
+def locate(a: Side, b: Side, batches: Sequence[Batch], seen: tuple[Sequence[Seen], Sequence[Seen]], law: Law,
+           progress: Callable[[int, int], None] = lambda done, total: None) -> Found:  # fmt: skip
     """Find where ``a`` leaves ``b``.
 
     Args:
@@ -91,14 +94,15 @@ def locate(a: Side, b: Side, batches: Sequence[Batch], seen: tuple[Sequence[Seen
         batches: samples on which the outputs differ; others only add work.
         seen: what ``watch.observe`` saw of both sides.
         law: what counts as equal.
+        progress: called with the values compared, and with all of them.
     """
     rows = _Rows(batches, *seen)
-    gaps, dims = _compare(a, b, batches, rows)
+    gaps, dims = _compare(a, b, batches, rows, progress)
     bad = {name for name, gap in gaps.items() if gap.required > law.tolerance}
     graph = _Walk(a.graph, dims)
     roots = [graph.root(name, gaps[name], b) for name in graph.roots(bad & {*a.outputs, *a.taps}, bad)]
     shared = {name for name in a.graph.values if name in b.graph.values}
-    return Found(tuple(roots), len(gaps), len(shared) - len(gaps), dims)
+    return Found(tuple(roots), len(gaps), len(shared) - len(gaps), dims, gaps)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------
@@ -161,7 +165,9 @@ def common_rows(a: Seen, b: Seen, sample: int, level: int, length: int) -> tuple
 # --- values -----------------------------------------------------------------------------------------------------------------
 
 
-def _compare(a: Side, b: Side, batches: Sequence[Batch], rows: _Rows) -> tuple[dict[str, Gap], dict[str, tuple[Level, ...]]]:
+def _compare(
+    a: Side, b: Side, batches: Sequence[Batch], rows: _Rows, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Gap], dict[str, tuple[Level, ...]]]:
     """The gap of every value that both sides have and that can be compared, and how its dims were laid along token sets."""
     names = _order(a, b)
     gaps: dict[str, Gap] = {}
@@ -187,6 +193,7 @@ def _compare(a: Side, b: Side, batches: Sequence[Batch], rows: _Rows) -> tuple[d
             if found[name]:
                 dims[name] = min(found[name], key=lambda way: found[name][way].required)
                 gaps[name] = found[name][dims[name]]
+        progress(start + len(part), len(names))
     return gaps, dims
 
 

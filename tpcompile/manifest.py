@@ -151,6 +151,8 @@ class Manifest(_Record):
         note: what a reader must know about the weights; empty as a rule.
         buckets: the ladder of lowering ``bucketed``.
         counts: the constant count of each site, for lowering ``static``.
+        lengths: the ladder that the length of an input is rounded up to; empty: inputs run as they come.
+        padding: the input ``[B, N]`` that tells tokens, 1, from padding, 0; for ``lengths``.
         reason: why this lowering and form.
         stages: of form ``staged``, in order; values go from one to later ones by name.
         ranges: input name -> smallest and largest value, such as the vocabulary for ``input_ids``; not every runtime checks.
@@ -160,6 +162,7 @@ class Manifest(_Record):
         capabilities: of the GPUs that it was built for, where somebody chose.
         verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
+        primed: inputs in ``prime.safetensors`` that ``load`` runs, so that the shapes to come are no longer new.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
 
@@ -174,6 +177,8 @@ class Manifest(_Record):
     form: str = "single"
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    padding: str = ""
     reason: str = ""
     stages: tuple[StageInfo, ...] = ()
     batch: str = "one"
@@ -191,6 +196,7 @@ class Manifest(_Record):
     bounds: tuple[BoundInfo, ...] = ()
     flops: Flops = Flops()
     tolerance: dict[str, float] = {}
+    primed: Annotated[int, Field(ge=0)] = 0
     parts: dict[Relative, Digest] = {}
     files: dict[Relative, FileInfo] = {}
     environment: dict[str, JsonValue] = {}

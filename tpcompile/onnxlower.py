@@ -118,7 +118,11 @@ def _attend(node: ir.Node) -> None:
 
 
 def _refuse_more_than_a_mask(node: ir.Node, heads: int) -> None:
-    odd = [name for name in ("is_causal", "softcap", "qk_matmul_output_mode") if name in node.attributes and node.attributes[name].value]
+    odd = [
+        name
+        for name in ("is_causal", "softcap", "qk_matmul_output_mode")
+        if name in node.attributes and node.attributes[name].value
+    ]
     if odd or len(node.inputs) > 4 or node.attributes.get_int("kv_num_heads", heads) != heads:
         raise BuildFailed(
             f"{node.name} is Attention with more than a mask: {', '.join(odd) or 'past keys or shared heads'}",

@@ -1,7 +1,7 @@
 """Which pass is the first whose program differs from the captured one? Every stage of a program runs, so every stage is run."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from tpcompile.program import Program
 from tpcompile.samples import Sample
 from tpcompile.watch import Batch, Judged, Law, Seen, Side, judge, observe, onnx_side, program_side
 
+Progress = Callable[[str, int, int], None]
 AGAINST = "the captured program"
 EMIT = "emit"
 """Name of the step behind the passes: the last program as ONNX, in ONNX Runtime."""
 
 
 def bisect_passes(
-    subject: str, captured: Program, passes: Pipeline, samples: Sequence[Sample], batches: Sequence[Batch], law: Law
-) -> Bisection:
+    subject: str, captured: Program, passes: Pipeline, samples: Sequence[Sample], batches: Sequence[Batch], law: Law,
+    progress: Progress | None = None,
+) -> Bisection:  # fmt: skip
     """Run every stage on every sample, and stop at the first that differs from the captured program.
 
     Outputs are compared with the captured program's, kept sets with those of the first stage that has sites. Behind the passes the
@@ -36,6 +38,7 @@ def bisect_passes(
         samples: all of them.
         batches: the same, as they are run together.
         law: what counts as equal.
+        progress: called before every step.
 
     Raises:
         TpcompileError: a pass refuses its program, and none before it is at fault.
@@ -47,6 +50,8 @@ def bisect_passes(
         steps = [Step("capture", "equal")]
         judged = judge(batches, seen, right, kept, law)
         for side in _sides(captured, passes, Path(scratch)):
+            if progress is not None:
+                progress("passes", len(steps) - 1, len(passes.passes) + 1)
             try:
                 fresh = observe(side, batches, along)
             except Exception as error:  # whatever a broken program raises is the finding

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tpcompile import tasks
 from tpcompile.errors import InputError, ModelError, UsageError
 from tpcompile.images import Preprocessing, digits, open_image
 from tpcompile.samples import Sample
@@ -21,6 +22,9 @@ SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 MAX_BYTES = 4 * 2**30
 """The most memory the inputs of all samples may take."""
 
+CLASSES, SYNSETS, TABLE = 1000, "LOC_synset_mapping.txt", "LOC_val_solution.csv"
+"""Of ImageNet: how many classes, and the published lists of synsets and of labels."""
+
 Source = tuple[str, int | None, Callable[[], "Image"]]
 """Where an image comes from, its class where known, and how to open it."""
 
@@ -32,7 +36,8 @@ def load_images(
 
     Args:
         spec: an image file; a folder of images, sorted by name; a folder of folders of images, one per class, of which the
-            first images of every class come first, then the second ones; ``digits`` or ``digits:PART``, scikit-learn's. None is
+            first images of every class come first, then the second ones; ``imagenet:FOLDER``, its published layouts;
+            ``datasets:FOLDER[:SPLIT]``; ``digits`` or ``digits:PART``, scikit-learn's. None is
             ``digits:test`` where the engine takes grey images of 8 x 8, and an error elsewhere.
         folder: with ``preprocessor_config.json``.
         limit: the most images, from the front; no others are opened.
@@ -103,6 +108,10 @@ def _sources(spec: str | Path | None, preprocessing: Preprocessing) -> Iterator[
     name, _, part = str(spec).partition(":")
     if name == "digits":
         return _digits(part or "all")
+    if name == "imagenet":
+        return _imagenet(Path(part))
+    if name == "datasets":
+        return ((source, label, partial(_same, image)) for source, label, image in tasks.images(str(spec), part))
     path = Path(spec)
     return _folder(path) if path.is_dir() else iter([_file(path)])
 
@@ -112,6 +121,40 @@ def _digits(part: str) -> Iterator[Source]:
 
     for number, (image, label) in enumerate(zip(*digits(part), strict=True)):
         yield f"digits:{part}[{number}]", int(label), partial(Image.fromarray, image)
+
+
+def _same(image: "Image") -> "Image":
+    return image
+
+
+def _imagenet(folder: Path) -> Iterator[Source]:
+    """ImageNet's validation images as they are published: a folder per synset, or one folder and a table of labels.
+
+    A class is the place of its synset among all thousand, which a part of the data does not show: then the list of synsets is needed.
+    """
+    inside = next((one for one in (folder / "val", folder / "ILSVRC" / "Data" / "CLS-LOC" / "val") if one.is_dir()), folder)
+    files, folders = _entries(inside)
+    synsets = _synsets(folder) or [one.name for one in folders]
+    if len(synsets) != CLASSES and not _synsets(folder):
+        fix = f"keep all {CLASSES} folders, or {SYNSETS} beside them"
+        raise InputError(f"{inside} holds {len(synsets)} classes, and no {SYNSETS} says which", fix=fix)
+    number = {name: i for i, name in enumerate(synsets)}
+    if files:
+        table = folder / TABLE
+        if not table.is_file():
+            fix = f"put {TABLE} there, or keep a folder per synset"
+            raise InputError(f"{inside} holds images of no class, and there is no {table}", fix=fix)
+        rows = (line.split(",") for line in table.read_text(encoding="utf-8").splitlines()[1:])
+        labels = {row[0]: number[row[1].split()[0]] for row in rows if len(row) > 1}
+        return (_file(path, labels.get(path.stem)) for path in files)
+    known = [one for one in folders if one.name in number]
+    rounds = itertools.zip_longest(*([_file(path, number[one.name]) for path in _entries(one)[0]] for one in known))
+    return (source for row in rounds for source in row if source is not None)
+
+
+def _synsets(folder: Path) -> list[str]:
+    path = folder / SYNSETS
+    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.is_file() else []
 
 
 def _file(path: Path, label: int | None = None) -> Source:

@@ -22,6 +22,8 @@ LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 MEDIAN = 0.5
 STEP = (16,)
 """The ladder where none is given: multiples of 16."""
+LADDERS = (STEP, (32,))
+"""Those that are tried where an input may be padded."""
 
 Data = str | Path | Sequence[Mapping[str, Any]]
 """A data specification (``tpcompile.data.load_data``), or inputs by name, a mapping a sample."""
@@ -38,6 +40,8 @@ class Wish:
         calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
         tune: measure what is left open, on the same data.
+        lengths: a ladder that the length of an input is rounded up to, where padding is proved to change nothing.
+        prime: carry inputs along that show the shapes to come, and run them when the engine is loaded.
         dims: dim name -> least, usual and largest size that the engine must take; within what the model takes.
         profiled: the target is built for ranges of sizes, so that data can say which counts are usual.
     """
@@ -48,6 +52,8 @@ class Wish:
     calibrate: Data | None = None
     quantile: float = 1.0
     tune: bool = False
+    lengths: tuple[int, ...] = ()
+    prime: bool = False
     dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     profiled: bool = False
 
@@ -60,14 +66,13 @@ class Wish:
         for name, value, known in (("lowering", self.lowering, LOWERINGS), ("form", self.form, FORMS)):
             if value not in ("auto", *known):
                 raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: auto, {', '.join(known)}")
-        if self.buckets:
-            self._ladder()
+        self._ladders()
         if self.tune and self.form != "auto" and (self.lowering != "auto" or self.buckets):
             raise UsageError("lowering and form are given: nothing is left to tune", fix="leave one of them out, or tune")
         for name, (least, usual, most) in self.dims.items():
             if not 1 <= least <= usual <= most:
                 raise UsageError(f"{name} = {least}:{usual}:{most} does not rise", fix="give MIN:OPT:MAX, such as 4:64:128")
-        if self.lowering != "static" and not (self.tune or self.profiled) and self.calibrate is not None:
+        if self.lowering != "static" and not (self.tune or self.prime or self.profiled) and self.calibrate is not None:
             raise UsageError(
                 f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
             )
@@ -78,15 +83,16 @@ class Wish:
         if not 0 < self.quantile <= 1:
             raise UsageError(f"the static quantile is {self.quantile}", fix="give a share above 0 and up to 1, such as 0.99")
 
-    def _ladder(self) -> None:
-        if self.lowering not in ("auto", "bucketed"):
+    def _ladders(self) -> None:
+        if self.buckets and self.lowering not in ("auto", "bucketed"):
             raise UsageError(
                 f"lowering {self.lowering} has no buckets", fix="ask for lowering bucketed, or leave the buckets out"
             )
-        try:
-            Rows(self.buckets)
-        except ValueError as error:
-            raise UsageError(f"buckets: {error}", fix="give sizes such as 16, or 32,64,128") from error
+        for what, sizes in (("buckets", self.buckets), ("lengths", self.lengths)):
+            try:
+                Rows(sizes)
+            except ValueError as error:
+                raise UsageError(f"{what}: {error}", fix="give sizes such as 16, or 32,64,128") from error
 
 
 AUTO = Wish()
@@ -102,6 +108,7 @@ class Plan:
         form: ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``.
         counts: the constant counts of ``static``, one a site.
+        lengths: the ladder of the input's length; empty: inputs run as they come.
         usual: the count of each site that data shows to be usual; empty where none was asked. What is exact does not depend on it.
         reason: why, in a sentence.
     """
@@ -110,6 +117,7 @@ class Plan:
     form: str = "single"
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
     usual: tuple[int, ...] = field(default=(), compare=False)
     reason: str = field(default="", compare=False)
 
@@ -159,13 +167,13 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
         share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
-        return Plan(lowering, form, counts=counts, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
+        return Plan(lowering, form, (), counts, wish.lengths, (), f"{reason}; {share} of {len(rows)} samples of {name}")
     ladder = wish.buckets or rule.buckets or STEP
     usual: tuple[int, ...] = ()
     if wish.profiled and wish.calibrate is not None:
         name, rows = samples()
         usual, reason = calibrate(program, rows, MEDIAN), f"{reason}; usual counts of {len(rows)} samples of {name}"
-    return Plan(lowering, form, buckets=ladder if lowering == "bucketed" else (), usual=usual, reason=reason)
+    return Plan(lowering, form, ladder if lowering == "bucketed" else (), (), wish.lengths, usual, reason)
 
 
 def narrow(dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
@@ -205,17 +213,26 @@ def _own(wish: Wish) -> Plan:
             f"lowering {'bucketed' if wish.buckets else wish.lowering} has no place: the model gathers constant counts by itself",
             fix="leave the lowering at auto",
         )
-    return Plan("static", reason="the model gathers constant counts by itself")
+    return Plan("static", lengths=wish.lengths, reason="the model gathers constant counts by itself")
 
 
-def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], tuple[str, Sequence[Sample]]]) -> list[Plan]:
+def candidates(
+    wish: Wish,
+    target: str,
+    program: Program,
+    samples: Callable[[], tuple[str, Sequence[Sample]]],
+    padded: Callable[[], bool] = lambda: False,
+) -> list[Plan]:
     """Every plan that a wish leaves open, the rule's own first. ``static`` is one only where it is asked for: it may not be exact.
+
+    Where an input may be padded, its length and the counts behind the sites are rounded up to one ladder, too.
 
     Args:
         wish: what was asked for.
         target: of the engine.
         program: compact.
         samples: as ``settle`` takes them.
+        padded: whether an input may be padded; asked only where it matters.
     """
     first = settle(wish, target, program, samples)
     if program.gathered:
@@ -227,6 +244,9 @@ def candidates(wish: Wish, target: str, program: Program, samples: Callable[[], 
         for lowering in lowerings
         for form in forms
     ]
+    if "bucketed" in lowerings and "single" in forms and not wish.lengths and padded():
+        ladders = (wish.buckets,) if wish.buckets else LADDERS
+        found += [replace(first, lowering="bucketed", form="single", buckets=one, lengths=one) for one in ladders]
     return sorted(found, key=lambda plan: plan != first)
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from tpcompile.manifest import Manifest
 from tpcompile.parity import Parity
 from tpcompile.samples import Sample
 from tpcompile.spec import Patches
+from tpcompile.waterfall import waterfall
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 WIDTH, HEIGHT = 640.0, 270.0
 MARGINS = (46.0, 20.0, 26.0, 38.0)
@@ -187,28 +191,42 @@ def trace_patches(sample: Sample, kept: KeptSets, patches: Patches) -> PatchTrac
 
 def render(data: ReportData) -> str:
     """The report as one HTML document."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(loader=PackageLoader("tpcompile"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(sci=_sci, pct=_pct, ms=_ms, plain=_facts)
     first = data.runs[0]
     stages = ("input", *(stage_name(site.module or site.name) for site in first.manifest.sites))
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        stages=stages,
-        things=("image", "images") if first.manifest.patches else ("text", "texts"),
-        veil=f"rgb({patchview.SHADE} {patchview.SHADE} {patchview.SHADE} / {patchview.WEIGHT})",
-        alive=_alive_chart(first.parity, stages),
-        curves={run.name: {name: _curves(phase) for name, phase in _phases(run.latency)} for run in data.runs},
-        phases=_phases,
-        width=WIDTH,
-        height=HEIGHT,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            stages=stages,
+            things=("image", "images") if first.manifest.patches else ("text", "texts"),
+            veil=f"rgb({patchview.SHADE} {patchview.SHADE} {patchview.SHADE} / {patchview.WEIGHT})",
+            alive=_alive_chart(first.parity, stages),
+            curves={run.name: {name: _curves(phase) for name, phase in _phases(run.latency)} for run in data.runs},
+            falls={run.name: steps for run in data.runs if (steps := waterfall(run.latency))},
+            phases=_phases,
+            width=WIDTH,
+            height=HEIGHT,
+        )
     )
+
+
+def environment() -> "Environment":
+    """The templates; every value is escaped, and none may be missing."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(loader=PackageLoader("tpcompile"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.filters.update(sci=_sci, pct=_pct, ms=_ms, plain=_facts)
+    return found
 
 
 def write(data: ReportData, path: Path) -> Path:
     """Write the report whole or not at all, and return its path."""
-    text = render(data)
+    return replace_file(path, render(data))
+
+
+def replace_file(path: Path, text: str) -> Path:
+    """Write a file whole or not at all, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -282,7 +300,7 @@ class Curves:
 def _curves(phase: Phase) -> Curves:
     left, right, top, bottom = MARGINS
     times = [np.sort(np.median(side, axis=0)) for side in (phase.dense_ms, phase.pruned_ms)]
-    limit = _nice(float(np.quantile(np.concatenate(times), 0.995)))
+    limit = nice(float(np.quantile(np.concatenate(times), 0.995)))
 
     def x(values: NDArray[np.float64] | float) -> Any:
         return left + (WIDTH - left - right) * np.minimum(values, limit) / limit
@@ -297,7 +315,7 @@ def _curves(phase: Phase) -> Curves:
     return Curves(steps(times[0]), steps(times[1]), ticks, (float(x(np.median(times[0]))), float(x(np.median(times[1])))))
 
 
-def _nice(value: float) -> float:
+def nice(value: float) -> float:
     """The next larger of 1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8 times a power of ten: quarters of it are short numbers."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
     return float(next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10, 12) if step * power >= value))

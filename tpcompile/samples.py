@@ -24,6 +24,10 @@ class Sample:
         words: for each token, the number of its word; None for special tokens.
         pieces: for each token, its entry in the vocabulary.
         label: class index or None.
+        number: the right number, where the task is a regression.
+        answers: the right answers' texts, where the task is to find one in ``text``; empty: there is none.
+        context: where in ``text`` the part begins that answers are looked for in.
+        metric: of the labels, a name in ``tpcompile.scores.METRICS``; empty: accuracy.
         pair: number of the retrieval pair, or None.
         role: ``query`` or ``target`` in a pair.
         tokens: number of tokens, where the inputs do not show it; 0 where they do.
@@ -40,11 +44,20 @@ class Sample:
     role: Role = ""
     tokens: int = 0
     picture: NDArray[np.uint8] | None = None
+    number: float | None = None
+    answers: tuple[str, ...] | None = None
+    context: int = 0
+    metric: str = ""
 
     @property
     def length(self) -> int:
         """Number of tokens, special tokens counted."""
         return self.tokens or int(next(iter(self.inputs.values())).shape[1])
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the sample says what is right."""
+        return any(known is not None for known in (self.label, self.number, self.answers))
 
 
 def collate(samples: Sequence[Sample], pads: Mapping[str, int] | None = None) -> dict[str, NDArray[Any]]:

@@ -48,7 +48,13 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest's ``measured``."""
-        how = {"lowering": self.plan.lowering, "form": self.plan.form, "sizes": list(self.plan.buckets or self.plan.counts)}
+        how: dict[str, Any] = {
+            "lowering": self.plan.lowering,
+            "form": self.plan.form,
+            "sizes": list(self.plan.buckets or self.plan.counts),
+        }
+        if self.plan.lengths:
+            how["lengths"] = list(self.plan.lengths)
         return {**how, "cold_ms": round(self.cold, 1), "warm_ms": round(self.warm, 1), "noise": round(self.noise, 3)}
 
 

@@ -15,13 +15,14 @@ from tpcompile import fxview
 from tpcompile.backends import backend
 from tpcompile.backends.base import Session
 from tpcompile.bundle import Bundle
+from tpcompile.difference import NOISE, TOLERANCE, Difference, compare_outputs
 from tpcompile.engine import Engine, load
 from tpcompile.graphview import Graph, read_graph
 from tpcompile.kept import Kept, compose
 from tpcompile.keptsets import compare_kept
-from tpcompile.parity import NOISE, TOLERANCE, Difference, compare_outputs
 from tpcompile.program import Program
 from tpcompile.samples import Sample, collate, split
+from tpcompile.staged import opener, read_staged
 
 ENGINES = {"onnx": ("model.onnx",), "openvino": ("openvino_taps.xml", "openvino_model.xml")}
 """Target -> the file with the graph that is opened when taps are asked for; the first that is there."""
@@ -38,7 +39,8 @@ class Side:
         sites: per site, whether it has a score.
         gathered: whether dropped rows are gone, so that each site has an index.
         open: a session that gives the outputs and these values, by name.
-        file: the ONNX file it runs; None where it runs something else.
+        file: the ONNX file it runs, of several the first; None where it runs something else.
+        homes: of a staged engine, name of a value -> ``stage1``, or ``gathers before stage1``: what gives it.
         blind: why no inner value can be seen; empty where they can. Then ``graph`` is empty, and only outputs and kept sets are known.
     """
 
@@ -49,7 +51,15 @@ class Side:
     gathered: bool
     open: Callable[[Sequence[str]], Session]
     file: Path | None = None
+    homes: Mapping[str, str] = field(default_factory=dict)
     blind: str = ""
+
+    def file_of(self, value: str) -> Path | None:
+        """The ONNX file that computes a value."""
+        if self.file is None or value not in self.homes:
+            return self.file
+        path = self.file.with_name(f"{self.homes[value]}.onnx")
+        return path if path.is_file() else None
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -99,16 +109,21 @@ def engine_side(bundle: Bundle) -> Side:
     """A bundle's engine, in its own runtime."""
     manifest = bundle.manifest
     name, outputs, sites = str(bundle.path), tuple(output.name for output in manifest.outputs), _scores(bundle)
+    if manifest.form == "staged":
+        staged = read_staged(bundle)
+        first = bundle.path / "stage0.onnx"
+        file = first if first in staged.files.values() else None
+        return Side(name, staged.graph, outputs, sites, bool(sites), opener(bundle, staged), file, staged.homes)
     files = [file for file in ENGINES.get(manifest.target, ()) if file in manifest.files]
     if not files:
         blind = f"the inner values of an engine for {manifest.target}, form {manifest.form}, cannot be seen"
-        return Side(name, Graph((), (), outputs, {}, {}), outputs, sites, False, lambda _: _Plain(load(bundle.path)), None, blind)
-    runtime, file = backend(manifest.target), bundle.path / files[0]
+        return Side(name, Graph((), (), outputs, {}, {}), outputs, sites, False, lambda _: _Plain(load(bundle.path)), blind=blind)
+    runtime, graph = backend(manifest.target), bundle.path / files[0]
 
     def open_(names: Sequence[str]) -> Session:
         return runtime.open(bundle.path, taps=names, precision=manifest.precision)
 
-    return Side(name, read_graph(file), outputs, sites, bool(sites), open_, file if file.suffix == ".onnx" else None)
+    return Side(name, read_graph(graph), outputs, sites, bool(sites), open_, graph if graph.suffix == ".onnx" else None)
 
 
 class _Plain:

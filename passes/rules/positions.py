@@ -13,7 +13,8 @@ _STEPS = (aten.unsqueeze.default, aten.reshape.default, aten.view.default, aten.
 @form(aten.index.Tensor)
 def _all_positions(w: Writer) -> fx.Node | None:
     """``mask[rows, columns]`` where each index counts a dim of its own from 0 to its end."""
-    x, indices = w["self"], w["indices"]
+    x: fx.Node = w["self"]
+    indices: list[fx.Node] = w["indices"]
     rank = w.out.dim()
     if len(indices) != x.meta["val"].dim() or not all(isinstance(i, fx.Node) and _counts(i, x, d) for d, i in enumerate(indices)):
         return None
@@ -31,12 +32,14 @@ def _all_positions(w: Writer) -> fx.Node | None:
 
 
 def _counts(index: fx.Node, x: fx.Node, dim: int) -> bool:
-    """Whether an index is ``0, 1, ..., n - 1`` over a dim of ``n``, whatever its shape."""
+    """Whether an index is ``0, 1, ..., n - 1`` over a dim of ``n``, along one dim of its own."""
+    if sum(size(s) != 1 for s in index.meta["val"].shape) > 1:
+        return False
     while (before := _same(index)) is not None:
         index = before
     first = index.args[0] if index.target is aten.arange.start_step else 0
     plain = index.target in (aten.arange.default, aten.arange.start_step) and first == 0 and len(index.args) < 3
-    return plain and bool(size(index.meta["val"].shape[0]) == size(x.meta["val"].shape[dim]))
+    return bool(plain and size(index.meta["val"].shape[0]) == size(x.meta["val"].shape[dim]))
 
 
 def _same(node: fx.Node) -> fx.Node | None:

@@ -185,7 +185,7 @@ def test_a_plan_that_is_not_what_its_label_says(tmp_path: Path) -> None:
     with pytest.raises(BuildFailed, match=r"there is no model\.plan"):
         require(plan, "tensorrt-rtx", "fp32")
     plan.write_bytes(b"plan" * 100)
-    label = Label.of(plan, "tensorrt-rtx", "1.7.1", ("sm86", "sm89"), "fp16")
+    label = Label.of(plan, "tensorrt-rtx", "1.7.1", ("sm86", "sm89"), "fp16", captures=True)
     with pytest.raises(IntegrityError, match="no usable label"):
         require(plan, "tensorrt-rtx", "fp16")
     write(plan, label)

@@ -52,18 +52,10 @@ def planted(bundle: Path, tmp_path: Path) -> Path:
     return out
 
 
-def published(verb: str) -> set[str]:
-    """The keys of a verb's document, from the table in docs/cli.md."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{verb}` | ") and line.count(" | ") == 1]
-    return {key.strip("`| ") for key in row.split(" | ")[1].split(",")}
-
-
 def document(result: Result, verb: str) -> dict[str, object]:
     found: dict[str, object] = json.loads(result.stdout)
     assert found.pop("schema_version") == 1
     assert found.pop("verb") == verb
-    assert set(found) == published(verb)
     return found
 
 

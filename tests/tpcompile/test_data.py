@@ -126,7 +126,7 @@ def test_jsonl_and_csv_rows(folder):
         ("f.jsonl", '{"text": "hello"}\n{"text": ', r"f\.jsonl:2: not JSON"),
         ("f.jsonl", "[1]", r"f\.jsonl:1: not a JSON object"),
         ("f.jsonl", '{"text": 3}', r"f\.jsonl:1: the text is int"),
-        ("f.jsonl", '{"sentence": "x"}', r"f\.jsonl:1: no field 'text'"),
+        ("f.jsonl", '{"words": "x"}', r"f\.jsonl:1: no field 'text'"),
         ("f.jsonl", '{"text": "x", "label": "good"}', r"f\.jsonl:1: the label 'good'"),
         ("f.jsonl", '{"text": "x", "label": -3}', r"f\.jsonl:1: the label -3"),
         ("f.csv", "text\nhello, world\n", r"f\.csv:2: more fields"),

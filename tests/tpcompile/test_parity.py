@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from tpcompile.agreement import cosine, measure, retrieve
 from tpcompile.data import Sample
+from tpcompile.difference import Tolerances, compare_outputs
 from tpcompile.errors import InputError, UsageError
-from tpcompile.keptsets import compare_kept
-from tpcompile.parity import compare_outputs, validate
+from tpcompile.keptsets import compare_kept, margins
+from tpcompile.parity import validate
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,37 @@ def test_a_difference_beyond_the_law_fails_with_the_worst_input():
     assert "3 of 3 samples differ; sample 0: sentence_embedding needs a tolerance of" in parity.reason
     assert parity.worst_inputs["input_ids"] == DATA[parity.worst].inputs["input_ids"].tolist()
     assert run(Model(shift=1e-3), tolerance=2e-3).verdict == "PASSED"
+
+
+def test_an_output_may_have_a_tolerance_of_its_own():
+    parity = run(Model(shift=1e-3), tolerance=Tolerances.of(1e-5, {"sentence_*": 2e-3}))
+    assert (parity.verdict, parity.tolerances["sentence_embedding"].atol, parity.tolerance) == ("PASSED", 2e-3, 1e-5)
+    with pytest.raises(UsageError, match="no output is called 'logits'"):
+        run(Model(), tolerance=Tolerances.of(1e-5, {"logits": 1e-3}))
+
+
+def test_probes_are_judged_and_count_for_nothing_else():
+    odd = sample([60, 70, 80])
+
+    class Odd(Model):
+        def kept_each(self, **inputs):
+            outputs, kept = super().kept_each(**inputs)
+            return {name: value + (inputs["input_ids"].sum() == 210) for name, value in outputs.items()}, kept
+
+    parity = run(Odd(), probes=[[odd], DATA[:1]], dense=RIGHT)
+    assert (parity.verdict, len(parity.samples), [record.verdict for record in parity.probes]) == ("FAILED", 3, ["failed", "equal"])
+    assert parity.reason.startswith("1 of 2 probes differ; probe 0: sentence_embedding needs")
+    assert parity.task.count == 3
+    seen = []
+    run(Model(), probes=[[odd]], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_margin_of_a_site_is_the_gap_between_kept_and_dropped():
+    assert margins(one_site([0.1, 0.5, 0.8], 0.4)) == pytest.approx((0.4 / 0.8,))
+    protected = Kept((np.array([True, False, True]),), (np.array([0.1, 0.5, 0.8]),))
+    assert np.isnan([*margins(protected), *margins(one_site([0.5, 0.8], 0.4))]).all()
+    assert run(Model()).margins == pytest.approx((0.5,))  # the second sample: 0.7 and 0.3, of 0.8
 
 
 def test_the_law_is_relative_to_large_outputs_only():
@@ -232,6 +264,7 @@ def test_gates_against_dense():
     assert (parity.verdict, parity.exit_code) == ("FAILED", 6)
     assert "agreement with dense (recall@1)" in parity.reason
     assert run(Model(), data, dense, max_drop=0.0).verdict == "PASSED"
+    assert run(Model(), data, dense, max_drop=0.0, confidence=0.9).verdict == "PASSED"  # too few cases for an interval
     assert run(Model(), data, dense, max_drop=-0.1).exit_code == 6
     assert run(Model(shift=1), data, dense, max_drop=-0.1).exit_code == 5  # parity first
 

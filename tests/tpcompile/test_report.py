@@ -59,7 +59,7 @@ def phase(factor, seed=0):
     dense = np.random.default_rng(seed).uniform(5, 50, (4, 40))
     a, b = np.median(dense, axis=0), np.median(dense * factor, axis=0)
     speedup = paired_ratio(dense, dense * factor, 0.95, 0)
-    times = (dense, dense * factor, dense, dense * factor)
+    times = (dense, dense * factor, dense, dense * factor, "cpu")
     return Phase(*times, summarise(a), summarise(b), speedup, {"paper": speedup.value / 2.5}, int((b > a).sum()))
 
 
@@ -130,7 +130,8 @@ def test_document_is_well_formed_and_alone():
     collector.feed(html)
     assert collector.open == []
     assert "script" not in collector.tags
-    assert not [entry for entry in collector.attributes if entry[1] in {"src", "href", "srcset"} or entry[1].startswith("on")]
+    links = [entry for entry in collector.attributes if entry[1] in {"src", "href", "srcset"} or entry[1].startswith("on")]
+    assert links == [("a", "href", "#content")]
     assert not re.search(r"https?://|url\(|@import", html)
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(1)") >= 5
@@ -139,10 +140,44 @@ def test_document_is_well_formed_and_alone():
 def test_charts_are_described():
     html = document()
     images = re.findall(r"<svg[^>]*>", html)
-    assert len(images) == 5
+    assert len(images) == 7
     assert all('role="img"' in image and ("aria-label" in image) for image in images)
+    assert 'aria-label="onnx fp32, milliseconds: dense, warm 1172; FLOPs saved, by the paper \u2212703' in html
     assert "layer 1: " in html
     assert "nan" not in " ".join(re.findall(r'points="([^"]*)"', html))
+
+
+def test_what_scrolls_can_be_reached_by_keyboard():
+    for region in re.findall(r'<div class="scroll[^>]*>', document()):
+        assert 'tabindex="0"' in region
+        assert 'role="region"' in region
+        assert re.search(r'aria-label="[^"]+"', region)
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_contrast_in_both_schemes():
+    """WCAG AA: 4.5 for text, on the page, on cards, and on the darkest highlight of a kept word."""
+    schemes = re.findall(r":root { (--paper[^}]*)}", document())
+    assert len(schemes) == 2
+    weight = float(re.search(r"calc\(var\(--k\) \* (\.\d+)\)", document())[1])
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", scheme))
+        word = [int(part) for part in re.search(r"--word: (\d+ \d+ \d+)", scheme)[1].split()]
+        under = [int(colours["sheet"][i : i + 2], 16) for i in (1, 3, 5)]
+        marked = "#" + "".join(f"{round(weight * a + (1 - weight) * b):02x}" for a, b in zip(word, under, strict=True))
+        assert contrast(colours["ink"], marked) >= 4.5, scheme
+        for name in ("ink", "soft", "accent", "dense", "bad"):
+            assert min(contrast(colours[name], colours[ground]) for ground in ("paper", "sheet")) >= 4.5, (name, scheme)
 
 
 def test_levels_read_without_colour():
@@ -226,7 +261,7 @@ def test_kept_patches_are_drawn_over_the_image():
     assert "script" not in collector.tags
     links = [value for _, name, value in collector.attributes if name in {"src", "href", "srcset"}]
     assert [link[:22] for link in links] == (
-        ["data:image/png;base64,"] + ["#image1"] * 3 + ["data:image/png;base64,"] + ["#image2"] * 3
+        ["#content", "data:image/png;base64,"] + ["#image1"] * 3 + ["data:image/png;base64,"] + ["#image2"] * 3
     )
     assert not re.search(r"https?://|url\(|@import", html)
     assert html.count('class="veil"') == 4

@@ -42,10 +42,3 @@ def test_formula_is_that_of_a_layer(streams):
     encoder = streams.Encoder(None, layers=2, width=4, inner=16)
     projections, attention, mlp = 4 * 4 * 4 * 10, 2 * 10 * 10 * 4, 2 * 4 * 16 * 7
     assert encoder.work(10, 7) == projections + attention + mlp
-
-
-def test_table_has_a_line_per_bundle(streams):
-    row = {"engine": "onnx fp32", "flops_ratio": 2.6}
-    for name in ("cold", "warm"):
-        row |= {f"dense_{name}_ms": 100.4, f"pruned_{name}_ms": 50.0, f"speedup_{name}": 2.008, f"realisation_{name}": None}
-    assert streams.table([row]).splitlines()[-1] == "| onnx fp32 | /2.60 | 100 / 100 | 50 / 50 | 2.01 / 2.01 | n/a / n/a |"

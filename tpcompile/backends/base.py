@@ -81,6 +81,32 @@ class Shareable(Session, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """Time of one op of a runtime's own graph: its name and kind there, and microseconds in all runs together."""
+
+    name: str
+    kind: str
+    us: float
+
+
+class Profiled(Session, Protocol):
+    """A session that notes what every op takes; slower than a plain one."""
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """What each op took in the runs behind the first ``after``. Ends the session."""
+        ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A backend that can say what every op takes."""
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> Profiled:
+        """Open what ``build`` wrote for profiling; as ``open``."""
+        ...
+
+
 class Backend(Protocol):
     """A runtime that engines are built for. The runtime is imported inside these methods only."""
 
@@ -128,7 +154,14 @@ class Backend(Protocol):
         ...
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> Session:
         """Open what ``build`` wrote.
 
@@ -138,6 +171,7 @@ class Backend(Protocol):
             threads: threads for one inference; 0 is the runtime's default.
             precision: as at ``build``.
             stage: as at ``build``.
+            callers: sessions shared from this one that may compute at once, each on ``threads`` threads.
 
         Raises:
             UsageError: a precision or a tap the engine does not have.

@@ -1,5 +1,7 @@
 """ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 FILE = "model.onnx"
+SLOWER = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""Rewritings of the runtime that make transformers slower on a CPU than the ops they stand for (docs/decisions/0016)."""
+TIMED = "_kernel_time"
+"""How a trace ends an op's name."""
 
 
 class OnnxRuntime:
@@ -52,23 +58,38 @@ class OnnxRuntime:
         self.open(out, stage=stage).close()
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> "OnnxSession":
         """See :class:`~tpcompile.backends.base.Backend`. Taps become further outputs of a copy in memory."""
         _check_precision(precision)
         runtime = _runtime()
         path = folder / _file(stage)
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what it logs as an error it also raises
-        if threads:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
+        options = _options(runtime, threads)
         source: str | bytes = str(path)
         with _refusals(path):
             if taps:
                 source = _tapped(path, taps).SerializeToString()
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            return OnnxSession(runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+            return OnnxSession(
+                runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOWER))
+            )
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OnnxProfile":
+        """See :class:`~tpcompile.backends.base.Profiler`."""
+        _check_precision(precision)
+        runtime, path = _runtime(), folder / _file(stage)
+        scratch = tempfile.TemporaryDirectory(prefix="tpcompile-profile-")
+        options = _options(runtime, threads)
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(scratch.name) / "ops")
+        with _refusals(path):
+            return OnnxProfile(runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), scratch)
 
 
 class OnnxSession:
@@ -97,6 +118,41 @@ class OnnxSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class OnnxProfile(OnnxSession):
+    """A session that writes a trace; see :class:`~tpcompile.backends.base.Profiled`."""
+
+    def __init__(self, session: Any, scratch: "tempfile.TemporaryDirectory[str]") -> None:
+        super().__init__(session)
+        self._scratch = scratch
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """Read the trace: the ops of a run stand before the run itself."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self.close()
+        runs, found = 0, dict[tuple[str, str], float]()
+        for event in events:
+            runs += event["name"] == "model_run"
+            if event["cat"] == "Node" and event["name"].endswith(TIMED) and runs >= after:
+                key = (event["name"].removesuffix(TIMED), event["args"]["op_name"])
+                found[key] = found.get(key, 0.0) + event["dur"]
+        return tuple(OpTime(*key, us) for key, us in found.items())
+
+    def close(self) -> None:
+        """See :class:`~tpcompile.backends.base.Session`; the trace goes too."""
+        super().close()
+        self._scratch.cleanup()
+
+
+def _options(runtime: Any, threads: int) -> Any:
+    """How every session is opened."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it logs as an error it also raises
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
 
 
 def _runtime() -> Any:

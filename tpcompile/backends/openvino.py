@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
@@ -77,28 +77,43 @@ class OpenVino:
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
+        streams = {"NUM_STREAMS": callers} if callers > 1 else {}
+        return OpenVinoSession(self._compile(folder, taps, threads * callers, precision, stage, **streams))
+
+    def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
+        """See :class:`~tpcompile.backends.base.Profiler`."""
+        return OpenVinoProfile(self._compile(folder, (), threads, precision, stage, PERF_COUNT=True))
+
+    def _compile(self, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any) -> Any:
         hint = _hint(precision)
         openvino = _runtime()
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **more}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
         try:
             plain, weights = _files(stage)
-            graph = core.read_model(folder / (TAPPED if taps else plain), folder / weights)
+            graph = core.read_model(folder / (TAPPED if taps and stage is None else plain), folder / weights)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         if taps:
-            _select(graph, taps)
+            _select(graph, taps, stage is None)
         try:
             compiled = core.compile_model(graph, "CPU", config)
         except RuntimeError as error:
             raise _refused(folder.name, error) from error
         _require(compiled, hint)
-        return OpenVinoSession(compiled)
+        return compiled
 
 
 class OpenVinoSession:
@@ -129,6 +144,29 @@ class OpenVinoSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class OpenVinoProfile(OpenVinoSession):
+    """A session with performance counters; see :class:`~tpcompile.backends.base.Profiled`."""
+
+    def __init__(self, compiled: Any) -> None:
+        super().__init__(compiled)
+        self._runs: list[list[OpTime]] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute once, and read the counters."""
+        outputs = super().run(feeds)
+        counted = ((one.node_name, one.node_type, one.real_time.total_seconds() * 1e6) for one in self._request.profiling_info)
+        self._runs.append([OpTime(*one) for one in counted])
+        return outputs
+
+    def ops(self, after: int = 0) -> tuple[OpTime, ...]:
+        """Add the runs up."""
+        self.close()
+        found = dict[tuple[str, str], float]()
+        for one in (one for run in self._runs[after:] for one in run if one.us):
+            found[one.name, one.kind] = found.get((one.name, one.kind), 0.0) + one.us
+        return tuple(OpTime(*key, us) for key, us in found.items())
 
 
 def _files(stage: int | None) -> tuple[str, str]:
@@ -225,8 +263,8 @@ def _without(path: Path, taps: Sequence[str]) -> bytes:
     return text
 
 
-def _select(graph: Any, taps: Sequence[str]) -> None:
-    """Drop the tap outputs that were not asked for, and make outputs of inner values that were.
+def _select(graph: Any, taps: Sequence[str], drop: bool) -> None:
+    """Make outputs of inner values that were asked for, and ``drop`` tap outputs that were not: a stage needs all of its own.
 
     Raises:
         UsageError: a value the model does not have.
@@ -240,7 +278,7 @@ def _select(graph: Any, taps: Sequence[str]) -> None:
             f"{TAPPED} has no value {', '.join(missing)}", fix="export the bundle again with this version of tpcompile"
         )
     for name, result in have.items():
-        if TAP.fullmatch(name) and name not in taps:
+        if drop and TAP.fullmatch(name) and name not in taps:
             graph.remove_result(result)
     for name in inner:
         graph.add_outputs(ports[name])

@@ -9,12 +9,14 @@ from tpcompile.cli.compare import bisect, diff
 from tpcompile.cli.demo import demo
 from tpcompile.cli.explain import explain
 from tpcompile.cli.export import export
-from tpcompile.cli.gates import bench, report, validate, verify
+from tpcompile.cli.gates import bench, report
 from tpcompile.cli.look import inspect, passes
 from tpcompile.cli.machine import doctor
 from tpcompile.cli.program import Program
+from tpcompile.cli.prove import validate, verify
 from tpcompile.cli.recipe import recipe
 from tpcompile.cli.run import run
+from tpcompile.cli.schema import schema
 
 __all__ = ["main"]
 
@@ -31,5 +33,5 @@ def main() -> None:
     """Compile token-pruned transformers to engines that are really faster, with the proof beside them."""
 
 
-for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, recipe, explain, doctor):
+for _verb in (demo, export, validate, bench, report, inspect, run, verify, diff, bisect, passes, recipe, schema, explain, doctor):
     main.add_command(_verb)

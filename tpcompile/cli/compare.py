@@ -65,7 +65,7 @@ def _model_options(command: Decorated) -> Decorated:
 @click.command(cls=Verb, epilog=EXAMPLES)
 @click.argument("bundle", metavar="[DIR]", required=False, type=PATH)
 @_model_options
-@click.option("--mode", type=click.Choice(["auto", "layer", "pass"]), default="auto", show_default=True, help="What is searched.")
+@click.option("--mode", type=click.Choice(["auto", "layer", "stage", "pass"]), default="auto", show_default=True, help="What is searched.")
 @click.option(
     "--against", default="masked", show_default=True, metavar="masked|DIR2", help="What a bundle's engine is compared with."
 )
@@ -95,12 +95,12 @@ def bisect(settings: Settings, /, bundle: Path | None, model: str | None, **opti
             "give a bundle or --model, one of the two", fix="tpcompile bisect DIR, or tpcompile bisect -m MODEL --method M"
         )
     method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
-    with settings.work():
+    with settings.work() as progress:
         from tpcompile import bisection
         from tpcompile import bundle as store
 
         subject = store.read(bundle).path if bundle is not None else str(model)
-        found = bisection.bisect(subject, method=method, parameters=parameters, **options)
+        found = bisection.bisect(subject, method=method, parameters=parameters, progress=progress, **options)
     settings.emit(found.to_json(), found.text())
     settings.verdict(found.verdict, f"{found.subject}: {found.reason}")
     click.get_current_context().exit(found.exit_code)

@@ -108,6 +108,8 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     help="Leave sites masked that save less of the cost.",
 )
 @click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
+@click.option("--lengths", type=ladder, default="", metavar="N,N", help="Pad inputs to a ladder, where proved to change nothing.")
+@click.option("--prime", is_flag=True, help="Carry inputs of that data along, and run them when the engine is loaded.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("--dim", "dims", multiple=True, type=span, metavar="NAME=MIN:OPT:MAX", help="Sizes it must take; may be repeated.")
 @click.option(

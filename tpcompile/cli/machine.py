@@ -1,9 +1,5 @@
 """``tpcompile doctor``: what this machine can do."""
 
-import os
-import platform
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
@@ -25,7 +21,6 @@ PACKAGES = (
     "tokenizers",
     "numpy",
 )
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
 @click.command(cls=Verb)
@@ -33,13 +28,14 @@ ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", 
 @click.pass_obj
 def doctor(settings: Settings, target: str | None) -> None:
     """Say which engines can be built and run here, with versions and hardware."""
+    from tpcompile import environment
     from tpcompile.backends import backend
 
     if target is not None:
         backend(target)  # an unknown name is a usage error, told before the probes
     rows = backend_rows()
-    hardware = {"machine": platform.machine(), "system": platform.system(), "cpus": _cpus(), **_cpu()}
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    hardware = {**environment.hardware(), "cpus": environment.cpus()}
+    versions = {"python": hardware.pop("python"), **environment.versions(PACKAGES)}
     wanted = [row for row in rows if target in (None, row["name"])]
     usable = any(row["ok"] for row in wanted)
     if usable or not settings.json:  # one document only: with --json a failure is the error's
@@ -79,29 +75,8 @@ def backend_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _text(rows: list[dict[str, Any]], hardware: dict[str, Any], versions: dict[str, str | None]) -> str:
-    facts = ", ".join(f"{name} {value}" for name, value in versions.items() if value)
+def _text(rows: list[dict[str, Any]], hardware: dict[str, Any], versions: dict[str, str]) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in versions.items())
     isa = " ".join(hardware["isa"]) or "unknown"
     cpu = f"{hardware['cpu'] or hardware['machine']}, {hardware['cpus']} usable, {isa}"
     return f"{backend_text(rows)}\n{'cpu':<12} {cpu}\n{'versions':<12} {facts}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpus() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu() -> dict[str, Any]:
-    """Model name and vector extensions, where the system tells them."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return {"cpu": facts.get("model name", ""), "isa": [name for name in ISA if name in flags]}

@@ -53,7 +53,9 @@ class Settings:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[Progress | None]:
-        """Do the work of a verb: stray prints of libraries go to stderr, and a bar shows where stderr is a terminal.
+        """Do the work of a verb: stray prints of libraries go to stderr, and bars show where somebody watches.
+
+        That is where stderr is a terminal, and neither ``--json`` nor ``-q`` was given.
 
         Yields:
             A callable ``(what, done, total)``, or None where nobody watches.
@@ -61,7 +63,7 @@ class Settings:
         # A loader's own bar on stderr would break ours, and the last line.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         with contextlib.redirect_stdout(sys.stderr):
-            if self.verbosity < 0 or not sys.stderr.isatty():
+            if self.json or self.verbosity < 0 or not sys.stderr.isatty():
                 yield None
                 return
             with _bars(self._colour() is False) as progress:
@@ -74,12 +76,12 @@ class Settings:
 
 @contextlib.contextmanager
 def _bars(plain: bool) -> Iterator[Progress]:
-    """One line of rich per task, removed when the work is done."""
+    """One line of rich per task, with the time it took and the time it still needs; removed when the work is done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True, no_color=plain), transient=True) as bars:
         tasks: dict[str, Any] = {}
 

@@ -44,9 +44,7 @@ class TensorRt:
             return Availability(False, version, f"{self.name} builds on a GPU: {here.reason}", fix)
         runs = f"runs on CUDA {here.cuda}" if not here.reason else f"runs nothing here: {here.reason}"
         builds = ", ".join(self.flavour.capabilities) or "the GPU at hand"
-        return Availability(
-            True, version, devices=names, note=f"builds for {builds}; {runs}; never verified on a GPU"
-        )
+        return Availability(True, version, devices=names, note=f"builds for {builds}; {runs}; never verified on a GPU")
 
     def targets(self, precision: str, capabilities: Sequence[str]) -> tuple[str, ...]:
         """See :class:`~tpcompile.backends.base.Backend`."""
@@ -87,9 +85,19 @@ class TensorRt:
         return prepare(read(model), self.flavour, precision, extent)
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> Session:
         """See :class:`~tpcompile.backends.base.Backend`. Nothing of a plan is read before its label fits library and GPU."""
+        from tpcompile.backends.tensorrt.device import device
+        from tpcompile.backends.tensorrt.runtime import open_plan
+
         if precision not in LEAST:
             raise UsageError(f"target {self.name} has no precision {precision!r}", fix=f"use one of: {', '.join(LEAST)}")
         plan = folder / (f"stage{stage}.plan" if stage is not None else TAPPED if taps else PLAIN)
@@ -99,7 +107,7 @@ class TensorRt:
         if here.reason:
             raise BackendUnavailable(f"{self.name} engines run on an NVIDIA GPU: {here.reason}", fix="copy the bundle to one")
         require_machine(label, library.__version__, here.devices[0][1])
-        raise BackendUnavailable(f"{self.name} plans are built and not yet run by this version", fix="run them with NVIDIA's own tools")
+        return open_plan(library, plan, device(), label.captures)
 
 
 class TensorRtRtx(TensorRt):

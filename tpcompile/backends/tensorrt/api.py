@@ -12,7 +12,6 @@ class Tensor(Protocol):
     """An input or output of a network."""
 
     name: str
-    dtype: Any
     shape: Any
 
 
@@ -20,7 +19,6 @@ class Network(Protocol):
     """A network definition."""
 
     num_inputs: int
-    num_outputs: int
     num_layers: int
     get_input: Callable[[int], Tensor]
 
@@ -35,7 +33,6 @@ class Config(Protocol):
     """A builder configuration."""
 
     add_optimization_profile: Callable[[Profile], int]
-    set_flag: Callable[[Any], None]
 
 
 class RtxConfig(Config, Protocol):
@@ -75,7 +72,6 @@ class Context(Protocol):
 
     set_input_shape: Callable[[str, Any], bool]
     get_tensor_shape: Callable[[str], Any]
-    get_max_output_size: Callable[[str], int]
     set_tensor_address: Callable[[str, int], bool]
     set_output_allocator: Callable[[str, Any], bool]
     execute_async_v3: Callable[[int], bool]
@@ -88,7 +84,6 @@ class Engine(Protocol):
     get_tensor_name: Callable[[int], str]
     get_tensor_mode: Callable[[str], Any]
     get_tensor_dtype: Callable[[str], Any]
-    get_tensor_shape: Callable[[str], Any]
     get_tensor_profile_shape: Callable[[str, int], Any]
     create_execution_context: Callable[..., Context]
     create_runtime_config: Callable[[], Any]
@@ -129,6 +124,7 @@ class Library(Protocol):
     OnnxParser: Callable[[Network, Any], Parser]
     Runtime: Callable[[Any], Runtime]
     ILogger: Any
+    Logger: Any
     IOutputAllocator: Any
     NetworkDefinitionCreationFlag: Any
     TensorIOMode: Any

@@ -23,6 +23,8 @@ from tpcompile.onnxlower import where_of
 
 TAIL = 12
 """Lines of a dead builder's log that are shown."""
+DATA_SIZED = {"NonZero", "NonMaxSuppression", "If", "Loop"}
+"""Ops that the host waits for while the engine runs."""
 INLINE = 1_500_000_000
 """Weights beyond this many bytes lie beside the graph: protobuf ends at 2 GB."""
 
@@ -74,7 +76,8 @@ def build_plan(flavour: Flavour, model: ir.Model, plan: Path, precision: str, ex
         if result["refused"] or result["errors"] or not result["built"]:
             raise _refusal(flavour, plan.name, model, result)
         (scratch / "plan").replace(plan)
-    write(plan, Label.of(plan, flavour.name, result["version"], extent.capabilities, precision))
+    captures = not any(node.op_type in DATA_SIZED for node in model.graph)
+    write(plan, Label.of(plan, flavour.name, result["version"], extent.capabilities, precision, captures))
     return Built(plan, result["seconds"], result["peak_mb"], result["layers"])
 
 

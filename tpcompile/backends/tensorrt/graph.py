@@ -10,6 +10,7 @@ from tpcompile.backends.base import Extent
 from tpcompile.backends.tensorrt.flavours import Flavour
 from tpcompile.errors import BuildFailed, UsageError
 from tpcompile.onnxlower import check_counts, largest, write_out_attention, write_out_nonzero
+from tpcompile.onnxtypes import LOW, retype
 
 Shape = tuple[int, ...]
 
@@ -39,13 +40,15 @@ def tapped(model: ir.Model) -> bool:
 
 
 def prepare(model: ir.Model, flavour: Flavour, precision: str, extent: Extent) -> ir.Model:
-    """Rewrite a graph in place for the builder; exact in float32.
+    """Rewrite a graph in place for the builder; exact in float32. For ``int8`` and ``fp8`` the graph holds its 8-bit pairs already.
 
     Raises:
         BuildFailed: an op with a size that TensorRT cannot have, at the user's line.
     """
     write_out_attention(model)
     check_counts(model)
+    if precision in LOW:
+        retype(model, precision)
     if not flavour.nonzero and any(node.op_type == "NonZero" for node in model.graph):
         write_out_nonzero(model, largest(model, {name: sizes[2] for name, sizes in extent.sizes.items()}))
     return model

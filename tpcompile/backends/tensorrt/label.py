@@ -13,7 +13,17 @@ AGAIN = "export again on this machine, with this version"
 
 
 class Label(BaseModel):
-    """What a plan is: flavour and version of the library, capabilities it was built for, precision, and the file's own hash and size."""
+    """What a plan is.
+
+    Attributes:
+        flavour: the target.
+        version: of the library that built it, and alone can open it.
+        capabilities: of the GPUs that it was built for.
+        precision: that it computes in.
+        captures: no size in it follows from data: a CUDA graph can hold it.
+        sha256: of the file.
+        size: of the file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,15 +31,18 @@ class Label(BaseModel):
     version: str
     capabilities: tuple[str, ...]
     precision: str
+    captures: bool
     sha256: str
     size: int
 
     @classmethod
-    def of(cls, plan: Path, flavour: str, version: str, capabilities: Sequence[str], precision: str) -> "Label":
+    def of(cls, plan: Path, flavour: str, version: str, capabilities: Sequence[str], precision: str, captures: bool) -> "Label":
         """The label of a file that was just built."""
         digest, size = _digest(plan)
         names = tuple(capabilities)
-        return cls(flavour=flavour, version=version, capabilities=names, precision=precision, sha256=digest, size=size)
+        return cls(
+            flavour=flavour, version=version, capabilities=names, precision=precision, captures=captures, sha256=digest, size=size
+        )
 
 
 def beside(plan: Path) -> Path:

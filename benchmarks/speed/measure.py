@@ -1,0 +1,207 @@
+"""A cell's rows, each a process, run the same samples in turns, forth and back: the first pass is cold, the others are warm."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cells import WORKLOADS, Cell
+from prepare import load, size_of
+
+from tpcompile.backends.onnxruntime import SLOWER
+from tpcompile.bundle import read
+
+CHILD = Path(__file__).with_name("child.py")
+PAUSE = 0.002
+"""Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine of a cell.
+
+    Attributes:
+        name: in the table.
+        role: ``pruned``, ``primed``, ``dense``, ``naive``, ``static``, ``dense static`` or ``peer``.
+        spec: what the child opens.
+        python: the interpreter, empty for our own.
+        only: the samples it runs; empty for all.
+        size: what it takes on disk, MB; 0 where that is not known.
+    """
+
+    name: str
+    role: str
+    spec: Mapping[str, Any]
+    python: str = ""
+    only: tuple[int, ...] = ()
+    size: float = 0.0
+
+
+@dataclass
+class Child:
+    """A row's process."""
+
+    row: Row
+    process: "subprocess.Popen[str]"
+    said: IO[str]
+    load_s: float = 0.0
+    times: list[dict[int, float]] = field(default_factory=list)
+
+    def ask(self, what: object) -> Any:
+        """Send a request, and wait for its answer.
+
+        Raises:
+            ChildProcessError: the process ended.
+        """
+        assert self.process.stdin is not None
+        try:
+            print(what, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise ChildProcessError(self.row.name) from None
+        return self.answer()
+
+    def answer(self) -> Any:
+        """The next line."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ChildProcessError(self.row.name)
+        return json.loads(line)
+
+
+def rows(cell: Cell, room: Path, peers: str) -> list[Row]:
+    """What a cell compares."""
+    facts, workload = load(room), WORKLOADS[cell.workload]
+    common = {"threads": cell.threads, "precision": cell.precision, "feeds": str(room / "samples.npz")}
+    bundle = room / cell.engine
+    runtime = {"kind": cell.target, **common}
+    found = [
+        Row(
+            "pruned",
+            "pruned",
+            {"kind": "bundle", "path": str(bundle), **common},
+            size=size_of(bundle) - size_of(bundle / "dense"),
+        ),
+        Row("dense", "dense", {"kind": "bundle", "path": str(bundle / "dense"), **common}, size=size_of(bundle / "dense")),
+        Row("naive", "naive", {**runtime, "files": {"all": str(room / "naive" / "model.onnx")}}, size=size_of(room / "naive")),
+    ]
+    if load_primed(bundle):
+        primed = {"kind": "bundle", "path": str(bundle), "prime": True, **common}
+        found.insert(1, Row("pruned, primed", "primed", primed, size=found[0].size))
+    for name, role in (("engine", "static"), ("twin", "dense static")) if facts["static"] else ():
+        files = {str(i): str(room / name / f"static{i}.onnx") for i in range(facts["static"])}
+        found.append(Row(role, role, {**runtime, "files": files, "without": SLOWER}, only=tuple(range(facts["static"]))))
+    plain = {"kind": "torch", "source": facts["source"], "compiled": False, **common}
+    if cell.target == "onnx":  # slower than every runtime: once is enough
+        found.append(Row("torch eager", "peer", plain))
+        found.append(Row("torch.compile", "peer", {**plain, "compiled": True, "dynamic": not workload.tokens}))
+    library = {
+        "source": facts["peer"],
+        "images": workload.peer is not None,
+        "scratch": str(room.parent / cell.workload),
+        **common,
+    }
+    if cell.precision == "fp32":
+        found.append(Row("Optimum O2, ONNX Runtime", "peer", {"kind": "optimum-onnx", "level": "O2", **library}, peers))
+        if cell.target == "onnx":
+            found.append(Row("Optimum O3, ONNX Runtime", "peer", {"kind": "optimum-onnx", "level": "O3", **library}, peers))
+    if cell.target == "openvino" or workload.tokens:
+        found.append(Row("optimum-intel, OpenVINO", "peer", {"kind": "optimum-openvino", **library}, peers))
+    return found
+
+
+def load_primed(bundle: Path) -> int:
+    """How many inputs a bundle runs when it is loaded."""
+    return read(bundle).manifest.primed
+
+
+def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
+    """Open every row, run the stream in turns, and return the cell's document."""
+    facts, passes = load(room), WORKLOADS[cell.workload].passes
+    children: list[Child] = []
+    left: dict[str, str] = {}
+    begin = time.perf_counter()
+    try:
+        for row in rows(cell, room, peers):
+            if row.python and not Path(row.python).is_file():
+                left[row.name] = "no environment of its own: see benchmarks/peers/requirements.txt"
+                continue
+            child = _start(row)
+            try:
+                child.load_s = child.answer()["load_s"]
+                children.append(child)
+            except ChildProcessError:
+                left[row.name] = f"did not open: {_last_line(child)}"
+        for number in range(passes + 1):
+            _pass(children, facts["groups"], number, PAUSE if cell.threads > 1 else 0)
+        peaks = [child.ask("end")["peak_mb"] for child in children]
+    finally:
+        for child in children:
+            child.process.kill()
+            child.process.wait()
+    return {
+        "cell": {**asdict(cell), "name": cell.name}, "flops": {"paper": facts["paper"], "graph": facts["graph"]},
+        "plan": _plan(room / cell.engine), "samples": facts["groups"], "left_out": left, "seconds": round(time.perf_counter() - begin, 1),
+        "rows": [_document(child, peak) for child, peak in zip(children, peaks, strict=True)],
+    }  # fmt: skip
+
+
+def rehearse(cell: Cell, room: Path, peers: str) -> dict[str, str]:
+    """Open every peer once, so that what it exports at first is there when it counts; what does not open, and why."""
+    left = {}
+    for row in rows(cell, room, peers):
+        if row.python and Path(row.python).is_file():
+            child = _start(row)
+            try:
+                child.answer()
+                child.ask("end")
+            except ChildProcessError:
+                left[row.name] = _last_line(child)
+    return left
+
+
+def _start(row: Row) -> Child:
+    command = [row.python or sys.executable, str(CHILD), json.dumps(row.spec)]
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child: a pipe that nobody reads would stop it
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+    return Child(row, process, said)
+
+
+def _last_line(child: Child) -> str:
+    child.process.wait()
+    child.said.seek(0)
+    lines = child.said.read().strip().splitlines()
+    child.said.close()
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def _pass(children: Sequence[Child], samples: int, number: int, pause: float) -> None:
+    for child in children:
+        child.times.append({})
+    for i in range(samples):
+        order = children if (i + number) % 2 == 0 else children[::-1]
+        for child in order:
+            if not child.row.only or i in child.row.only:
+                child.times[-1][i] = child.ask(i)
+                time.sleep(pause)
+
+
+def _plan(bundle: Path) -> dict[str, Any]:
+    """What the export chose, and why."""
+    manifest = read(bundle).manifest
+    how = manifest.model_dump(mode="json", include={"lowering", "form", "buckets", "lengths", "primed", "reason"})
+    return {**how, "tune": manifest.measured.get("tune", [])}
+
+
+def _document(child: Child, peak: float) -> dict[str, Any]:
+    row = child.row
+    times = [[round(one, 3) for one in a_pass.values()] for a_pass in child.times]
+    return {
+        "name": row.name, "role": row.role, "load_s": child.load_s, "peak_mb": peak, "size_mb": row.size,
+        "only": list(row.only), "cold_ms": times[0], "warm_ms": times[1:],
+    }  # fmt: skip

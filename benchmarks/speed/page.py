@@ -1,0 +1,174 @@
+"""docs/performance.md and README's table, from the documents of the cells alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from figures import PHASES, TAIL, Document, Figures, figures, row, spread, times
+
+MARKS = "<!-- speed -->"
+HEAD = """# Performance
+
+Written by `make performance` from `benchmarks/results/speed/*.json`; nothing here is typed by hand but these sentences. `python
+benchmarks/speed --list` names the cells and what is measured; `benchmarks/speed/cells.py` says what they are.
+
+A cell is a stream of inputs through one engine. Its rows are processes that run the same samples in turns, forth and back: the first pass
+is *cold*, every shape is new to the engine; *warm* is the median of the passes after it. Times are sums over the stream, in ms.
+*Pruned* and *dense* are our bundles, *primed* the pruned one after it ran a few stored inputs at load, *naive* the same pruned model as
+`torch.onnx` writes it, *static* an engine compiled for each of the first samples with exactly its counts: no shape ever changes in it,
+so it is the bound for shape churn. Peers are dense: nobody else gathers. Weights are random but for MiniLM; all run on a shared machine,
+whose noise is a few per cent, and more where passes differ.
+"""
+ASIDE = """
+*Realised* is the speed-up over dense divided by the FLOPs ratio of the papers' formula; *of the bound*, the static engines' time over ours;
+*best dense* is the fastest of our dense engine and the peers at that precision. The primed engine's first pass is set against dense
+*warm*, and what its primers took at load stands beside it.
+"""
+
+
+WATERFALL = """Each column is dense over pruned: what the formula counts; what the compiled graph counts; engines of fixed shapes; our
+engine when it has met all shapes; when it meets them for the first time. In brackets what is kept of the column before. Between
+graph and fixed shapes goes what small products and memory cost, between fixed shapes and warm the change from one known shape to another,
+between warm and cold the preparing of new ones.
+"""
+
+
+def page(documents: Sequence[Document]) -> str:
+    """docs/performance.md."""
+    parts = [HEAD, "## At a glance\n", summary(documents), ASIDE, "## Where the FLOPs go\n", WATERFALL, waterfall(documents)]
+    parts += ["\n## Targets\n", targets(documents), "\n## Cells\n"]
+    parts += [cell(document) for document in documents]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def summary(documents: Sequence[Document]) -> str:
+    """A line a cell."""
+    lines = [
+        "| cell | FLOPs: paper, graph | speed-up | realised | of the bound | naive / ours | best dense / ours | primed, bound, load |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for document in documents:
+        found = figures(document)
+        flops = document["flops"]
+        lines.append(
+            f"| {document['cell']['name']} | {flops['paper']:.2f}, {flops['graph']:.2f} | {both(found.speedup)} | {both(found.realised)} | "
+            f"{both(found.bound)} | {both(found.naive)} | {_best(found)} | {_primed(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def both(values: Mapping[str, float]) -> str:
+    """Cold and warm."""
+    return " / ".join(f"{values[phase]:.2f}" for phase in PHASES) if values else "-"
+
+
+def _best(found: Figures) -> str:
+    name = found.best["warm"][0]
+    return " / ".join(f"{found.best[phase][1]:.2f}" for phase in PHASES) + f" ({name})"
+
+
+def _primed(found: Figures) -> str:
+    if found.primed is None:
+        return "-"
+    speedup, bound, seconds = found.primed
+    return f"{speedup:.2f}, {bound:.2f}, {seconds:.1f} s"
+
+
+def waterfall(documents: Sequence[Document]) -> str:
+    """From the FLOPs ratio to time: each column a speed-up over dense, with what it keeps of the one before."""
+    lines = [
+        "| cell | paper | graph | fixed shapes | warm | cold |",
+        "|---|---|---|---|---|---|",
+    ]
+    for document in documents:
+        found, flops = figures(document), document["flops"]
+        steps = [flops["paper"], flops["graph"], found.ideal, found.speedup["warm"], found.speedup["cold"]]
+        told, before = [], None
+        for value in steps:
+            told.append("-" if value is None else f"{value:.2f}" + (f" ({value / before:.2f})" if before else ""))
+            before = value or before
+        lines.append(f"| {document['cell']['name']} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+Claim = tuple[str, Callable[[Document], bool], Callable[[Document, Figures], float | None], float]
+"""What is claimed, of which cells, the figure, and the least it should be."""
+
+
+def _of(*parts: str) -> Callable[[Document], bool]:
+    return lambda document: document["cell"]["batch"] == 1 and all(part in document["cell"]["name"] for part in parts)
+
+
+def _calm(document: Document, found: Figures) -> float:
+    """The dense stream's spread over the pruned one's."""
+    pruned, dense = row(document, "pruned"), row(document, "dense")
+    assert pruned is not None
+    assert dense is not None
+    return spread(dense) / spread(pruned)
+
+
+CLAIMS: tuple[Claim, ...] = (
+    ("of the static bound, warm", _of(""), lambda d, f: f.bound.get("warm"), 0.95),
+    ("of the static bound, cold", _of(""), lambda d, f: f.bound.get("cold"), 0.85),
+    ("of the static bound, primed, first pass", _of("openvino"), lambda d, f: f.primed[1] if f.primed else None, 0.85),
+    ("realised, cold, DeiT-S /1.53", _of("deit-s_1.53"), lambda d, f: f.realised["cold"], 0.97),
+    ("realised, cold, BERT-base /2.1", _of("bert", "_2.1"), lambda d, f: f.realised["cold"], 0.97),
+    ("realised, cold, BERT-base /8", _of("bert", "_8"), lambda d, f: f.realised["cold"], 0.92),
+    ("realised, cold, MiniLM /2.6", _of("minilm-100_2.6"), lambda d, f: f.realised["cold"], 0.90),
+    ("realised, cold, MiniLM /5", _of("minilm-100_5"), lambda d, f: f.realised["cold"], 0.75),
+    ("best dense / ours, warm, DeiT-S /1.53", _of("deit-s_1.53"), lambda d, f: f.best["warm"][1], 1.45),
+    ("best dense / ours, warm, BERT-base /2.1", _of("bert", "_2.1"), lambda d, f: f.best["warm"][1], 1.9),
+    ("best dense / ours, warm, MiniLM /2.6", _of("minilm-100_2.6"), lambda d, f: f.best["warm"][1], 2.3),
+    ("p90/p50 of dense over that of pruned, warm", _of(""), _calm, 1.0),
+)
+
+
+def targets(documents: Sequence[Document]) -> str:
+    """A line a claim: the figure of every cell it is about."""
+    lines = ["| target | least | hit | cells |", "|---|---|---|---|"]
+    for what, about, figure, least in CLAIMS:
+        found = [(d["cell"]["name"], value) for d in documents if about(d) and (value := figure(d, figures(d))) is not None]
+        hits = sum(value >= least for _, value in found)
+        shown = "; ".join(f"{name} {value:.2f}{'' if value >= least else ' *missed*'}" for name, value in found)
+        lines.append(f"| {what} | {least} | {hits} of {len(found)} | {shown or 'not measured'} |")
+    return "\n".join(lines)
+
+
+def cell(document: Document) -> str:
+    """All rows of a cell."""
+    plan = document["plan"]
+    ladders = "".join(f", {name} {','.join(map(str, plan[name]))}" for name in ("buckets", "lengths") if plan[name])
+    primed = f", {plan['primed']} primers" if plan["primed"] else ""
+    lines = [
+        f"### {document['cell']['name']}\n",
+        f"{document['samples']} inferences; the export took lowering {plan['lowering']}{ladders}{primed}: {plan['reason']}.\n",
+        "| row | inferences | cold | warm | p90/p50 cold, warm | load, s | peak, MB | files, MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in document["rows"]:
+        tails = ", ".join(f"{spread(one, phase):.2f}" for phase in PHASES)
+        far = "".join(f"; p99/p50 {spread(one, 'warm', 99):.2f}" for _ in range(len(one["cold_ms"]) >= TAIL))
+        size = f"{one['size_mb']:.0f}" if one["size_mb"] else "-"
+        lines.append(
+            f"| {one['name']} | {len(one['cold_ms'])} | {sum(times(one, 'cold')):.0f} | {sum(times(one, 'warm')):.0f} | {tails}{far} | "
+            f"{one['load_s']:.1f} | {one['peak_mb']:.0f} | {size} |"
+        )
+    left = "".join(f"\nLeft out: {name}: {why}.\n" for name, why in document["left_out"].items())
+    return "\n".join(lines) + "\n" + left
+
+
+def readme(documents: Sequence[Document]) -> str:
+    """README's table."""
+    lines = [
+        "| cell | FLOPs | dense, ms | pruned, ms | speed-up | realised | best dense peer / ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for document in documents:
+        found, sums = figures(document), {}
+        for role in ("dense", "pruned"):
+            one = row(document, role)
+            assert one is not None
+            sums[role] = " / ".join(f"{sum(times(one, phase)):.0f}" for phase in PHASES)
+        lines.append(
+            f"| {document['cell']['name']} | /{document['flops']['paper']:.2f} | {sums['dense']} | {sums['pruned']} | "
+            f"{both(found.speedup)} | {both(found.realised)} | {_best(found)} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""Everything a cell opens, built beforehand: bundles, the naive export, static graphs, the samples and what is kept of them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+from cells import WORKLOADS, Cell
+from workloads import Chosen, prepare
+
+from tpcompile import api, build, emit
+from tpcompile import bundle as bundles
+from tpcompile.capture import capture
+from tpcompile.flops import Counts, saving
+from tpcompile.onnxfuse import fuse_attention
+from tpcompile.passes import pipeline
+from tpcompile.plan import Wish
+from tpcompile.samples import Sample, batches, collate
+from tpcompile.subject import Subject, subject_of
+
+DATA = "model.onnx.data"
+SIZE, LIGHT = 8, 4096
+Log = Callable[[str], None]
+
+
+def ready(cell: Cell, folder: Path, log: Log) -> Path:
+    """The folder of a cell's subject, with everything in it that the cell opens; what is there already stays.
+
+    Args:
+        cell: which.
+        folder: of all subjects.
+        log: called with what is done.
+    """
+    workload = WORKLOADS[cell.workload]
+    room = folder / cell.subject
+    room.mkdir(parents=True, exist_ok=True)
+    bundle, facts = room / cell.engine, room / "facts.json"
+    if bundle.is_dir() and facts.is_file():
+        return room
+    log(f"{cell.subject}: thresholds")
+    chosen = prepare(cell.workload, workload, cell.ratio, folder / cell.workload)
+    groups = _groups(chosen, cell.batch)
+    log(f"{cell.subject}: compile")
+    subject = subject_of(
+        chosen.source,
+        None,
+        None,
+        workload.method,
+        {"thresholds": chosen.thresholds},
+        batch="one" if cell.batch == 1 else "ragged",
+    )
+    compiled = build.compile_subject(subject)
+    log(f"{cell.name}: build")
+    with bundles.stage(bundle, force=True) as private:
+        build.fill(private, compiled, cell.target, cell.precision, log, wish=_wish(cell, chosen))
+    if facts.is_file():
+        return room
+    np.savez(
+        room / "samples.npz", **{f"{i}.{name}": value for i, one in enumerate(groups) for name, value in collate(one).items()}
+    )
+    _write(compiled.engine, room / "engine")
+    _write(compiled.twin, room / "twin")
+    log(f"{cell.subject}: naive export")
+    naive(compiled.subject, room / "naive")
+    counts = api.counts(bundle, groups)
+    if cell.batch == 1:
+        static(room, workload.bounded, groups, counts)
+    work = saving(bundles.read(bundle).manifest.flops, counts)
+    known = {
+        "thresholds": chosen.thresholds, "source": chosen.source, "peer": str(chosen.peer), "paper": work.paper, "graph": work.graph,
+        "counts": [asdict(one) for one in counts], "static": workload.bounded if cell.batch == 1 else 0, "groups": len(groups),
+    }  # fmt: skip
+    facts.write_text(json.dumps(known), encoding="utf-8")
+    return room
+
+
+@cache
+def _compiled(source: str, method: str, thresholds: tuple[float, ...], batch: str) -> build.Compiled:
+    """Compiled once for all engines of a run."""
+    return build.compile_subject(subject_of(source, None, None, method, {"thresholds": list(thresholds)}, batch=batch))
+
+
+def _wish(cell: Cell, chosen: Chosen) -> Wish:
+    """What the export is asked for: where new shapes cost, to measure what it leaves open, on inputs that are not those of the stream."""
+    if cell.target == "onnx":
+        return Wish()
+    return Wish(tune=True, form="single", prime=True, calibrate=chosen.calibration)
+
+
+def _groups(chosen: Chosen, size: int) -> list[list[Sample]]:
+    """The stream by inference; in batches similar lengths go together."""
+    return [[chosen.stream[i] for i in group] for group in batches(chosen.stream, size, by_length=size > 1)]
+
+
+def naive(subject: Subject, folder: Path) -> None:
+    """The same pruned model as one graph, as ``torch.onnx`` writes it: no pass that saves work, no op that stands for several."""
+    captured = capture(subject.model, subject.inputs, subject.dynamic, subject.ranges)
+    program = pipeline(subject.batch, optimize=False)(captured)
+    with (
+        mock.patch.object(emit, fuse_attention.__name__, return_value=0),
+        mock.patch.object(emit, "_fix_reshapes", return_value=None),
+    ):
+        _write(emit.emit(program), folder)
+
+
+def _write(model: emit.OnnxModel, folder: Path) -> None:
+    """A graph with its weights beside it."""
+    folder.mkdir(exist_ok=True)
+    model.save(folder / "inside.onnx")
+    proto = onnx.load(folder / "inside.onnx")
+    (folder / DATA).unlink(missing_ok=True)
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location=DATA, size_threshold=LIGHT)
+    (folder / "inside.onnx").unlink()
+
+
+def static(room: Path, count: int, groups: Sequence[Sequence[Sample]], counts: Sequence[Counts]) -> None:
+    """Both graphs once for each of the first samples, with that sample's sizes for constants."""
+    for name in ("engine", "twin"):
+        graph = onnx.load(room / name / "model.onnx", load_external_data=False)
+        for i in range(min(count, len(groups))):
+            stored = counts[i].stored if name == "engine" else ()
+            onnx.save(frozen(graph, groups[i][0].inputs, stored), room / name / f"static{i}.onnx")
+
+
+def frozen(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray], stored: Sequence[int]) -> onnx.ModelProto:
+    """A copy of a graph for one sample, its inputs of constant sizes, and a constant number of positions behind every site.
+
+    Args:
+        graph: with a ``NonZero`` a site, in order.
+        inputs: by name.
+        stored: rows behind every site.
+
+    Raises:
+        ValueError: the graph has more or fewer sites than that.
+    """
+    model = deepcopy(graph)
+    del model.graph.value_info[:]
+    for value in model.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=True):
+            dim.dim_value = size
+    sites = [node for node in model.graph.node if node.op_type == "NonZero"]
+    for number, (node, rows) in enumerate(zip(sites, stored, strict=True)):
+        free, shape = f"site{number}.free", f"site{number}.shape"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, rows], dtype=np.int64), shape))
+        pinned = onnx.helper.make_node("Reshape", [free, shape], [node.output[0]], name=f"site{number}.pinned")
+        node.output[0] = free
+        model.graph.node.insert(list(model.graph.node).index(node) + 1, pinned)
+    return model
+
+
+def size_of(path: Path) -> float:
+    """Megabytes of a file's folder or of a folder."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return round(sum(p.stat().st_size for p in files) / 1e6, 1)
+
+
+def load(room: Path) -> dict[str, Any]:
+    """What ``ready`` wrote down."""
+    found: dict[str, Any] = json.loads((room / "facts.json").read_text(encoding="utf-8"))
+    return found

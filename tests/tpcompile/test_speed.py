@@ -1,0 +1,103 @@
+"""The speed benchmark but for its times: cells are data, runs go on where they stopped, and the page says what the documents say."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "speed"
+
+
+@pytest.fixture(scope="module")
+def speed() -> Iterator[SimpleNamespace]:
+    """The benchmark's modules, which import each other by their bare names."""
+    folders = [str(ROOT / "benchmarks" / "speed"), str(ROOT / "benchmarks")]
+    sys.path[:0] = folders
+    try:
+        import cells
+        import figures
+        import page
+        import prepare
+
+        main: ModuleType = __import__("runpy").run_path(folders[0] + "/__main__.py", run_name="speed")
+        yield SimpleNamespace(cells=cells, figures=figures, page=page, prepare=prepare, main=SimpleNamespace(**main))
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+
+
+def test_cells_are_told_apart_by_name(speed: SimpleNamespace) -> None:
+    every, usual = speed.cells.matrix(), speed.cells.default()
+    assert len({cell.name for cell in every}) == len(every)
+    assert set(usual) <= set(every)
+    assert {cell.workload for cell in usual if cell.threads == 2} == {"minilm-100", "bert-128", "deit-s", "deit-b"}
+    assert speed.cells.Cell("deit-s", 1.53, "openvino-bf16", 8).name == "deit-s_1.53_openvino-bf16_b8_t1"
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(speed: SimpleNamespace, tmp_path: Path) -> None:
+    cells = speed.main.chosen(["deit-s_2_onnx"], full=False)
+    (tmp_path / f"{cells[0].name}.json").write_text("{}", encoding="utf-8")
+    assert speed.main.missing(cells, tmp_path, again=False) == cells[1:]
+    assert speed.main.missing(cells, tmp_path, again=True) == cells
+
+
+def document(**changes: object) -> dict[str, object]:
+    """Pruned twice as fast as dense cold, four times warm; static engines for the first sample."""
+
+    def row(name: str, role: str, cold: list[float], warm: list[float], only: tuple[int, ...] = ()) -> dict[str, object]:
+        own = {"name": name, "role": role, "only": list(only), "cold_ms": cold, "warm_ms": [warm, warm]}
+        return {**own, "load_s": 1.0, "peak_mb": 100.0, "size_mb": 10.0}
+
+    rows = [
+        row("pruned", "pruned", [4.0, 4.0], [2.0, 2.0]), row("dense", "dense", [8.0, 8.0], [8.0, 8.0]),
+        row("static", "static", [3.0], [1.5], (0,)), row("dense static", "dense static", [7.0], [6.0], (0,)),
+        row("quick", "peer", [6.0, 6.0], [6.0, 6.0]),
+    ]  # fmt: skip
+    cell = {"name": "minilm-100_2.6_onnx-fp32_b1_t1", "batch": 1}
+    plan = {"lowering": "bucketed", "buckets": [16], "lengths": [16], "primed": 0, "reason": "asked for"}
+    flops = {"paper": 4.0, "graph": 5.0}
+    return {"cell": cell, "plan": plan, "flops": flops, "samples": 2, "left_out": {"slow": "absent"}, "rows": rows, **changes}
+
+
+def test_figures_follow_from_times(speed: SimpleNamespace) -> None:
+    found = speed.figures.figures(document())
+    assert found.speedup == {"cold": 2.0, "warm": 4.0}
+    assert found.realised == {"cold": 0.5, "warm": 1.0}
+    assert found.bound == {"cold": 0.375, "warm": 0.75}
+    assert found.ideal == 4.0
+    assert found.best == {"cold": ("quick", 1.5), "warm": ("quick", 3.0)}
+
+
+def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None:
+    line = speed.page.waterfall([document()]).splitlines()[-1]
+    assert line == "| minilm-100_2.6_onnx-fp32_b1_t1 | 4.00 | 5.00 (1.25) | 4.00 (0.80) | 4.00 (1.00) | 2.00 (0.50) |"
+    assert "1 of 1" in speed.page.targets([document()])
+    assert "Left out: slow: absent." in speed.page.cell(document())
+
+
+def test_a_graph_for_one_sample_has_no_free_size(speed: SimpleNamespace) -> None:
+    nodes = [helper.make_node("NonZero", ["mask"], ["index"]), helper.make_node("Identity", ["index"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("mask", TensorProto.BOOL, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, None])],
+    )  # fmt: skip
+    fixed = speed.prepare.frozen(helper.make_model(graph), {"mask": np.array([True, False, True])}, [2])
+    shapes = {one.name: one for one in onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph.value_info}
+    assert [dim.dim_value for dim in shapes["index"].type.tensor_type.shape.dim] == [1, 2]
+    with pytest.raises(ValueError, match="zip"):
+        speed.prepare.frozen(helper.make_model(graph), {"mask": np.array([True])}, [2, 3])
+
+
+def test_the_pages_say_what_was_measured(speed: SimpleNamespace) -> None:
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    assert documents
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == speed.page.page(documents)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.split(speed.page.MARKS)[1].strip() == speed.page.readme(documents)
