@@ -46,9 +46,10 @@ bench: $(STAMP) ## measure what is missing of the default cells of docs/performa
 performance: $(STAMP) ## docs/performance.md and README's table, from benchmarks/results/speed
 	$(BIN)/python benchmarks/speed --page
 
-tables: $(STAMP) ## docs/methods.md and docs/coverage.md: what is not measured yet, through the compiler (half an hour for all methods)
+tables: $(STAMP) ## docs/methods.md, coverage.md and tensorrt.md: what is not measured yet, through the compiler (half an hour each)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tensorrt.py
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out

@@ -322,7 +322,7 @@ def main(arguments: Sequence[str]) -> int:
 def missing(known: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Methods and families without a row, each method's own family first."""
     own = {method: HEADLINE[recipe.model or ""][0] for method, (_, recipe) in recipes().items()}
-    every = [(method, own[method]) for method in METHODS] + [(m, f) for m in METHODS for f in FAMILIES if f != own[m]]
+    every = [(method, own[method]) for method in own] + [(m, f) for m in METHODS if m in own for f in FAMILIES if f != own[m]]
     return [(m, f) for m, f in every if f not in known.get(m, {}).get("families", {})]
 
 

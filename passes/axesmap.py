@@ -11,7 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from tpcompile.axes import Factors, parse
-from tpcompile.ops import MEMORY, PRUNE, RESTORE
+from tpcompile.ops import MEMORY, PRUNE, PUT, RESTORE
 from tpcompile.passes.rules import RULES, Held, Rule, call_of, tensor_nodes
 from tpcompile.passes.rules.base import size
 
@@ -25,6 +25,7 @@ _SITES = {
     PRUNE: Factors(*parse("b n c, b n, b n -> b n c")),
     RESTORE: Factors(*parse("b n c, b n, b n c -> b n c")),
     MEMORY: Factors(*parse("b n c, b n -> b m c, b m")),
+    PUT: Factors(*parse("b n c, b k c, b k, b k -> b n c")),
 }
 
 

@@ -96,14 +96,21 @@ def measure(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confiden
     if not shared:
         raise UsageError("dense and pruned share no output", fix="export both with the same head")
     if embedding is None and HIDDEN in shared and dense[0][HIDDEN].ndim == 3:
-        return _align(samples, dense, pruned)
+        alike = all(a[HIDDEN].shape == b[HIDDEN].shape for a, b in zip(dense, pruned, strict=True))
+        return _align(samples, dense, pruned) if alike else _remember(dense, pruned)
     name = embedding or shared[0]
     cosines = [cosine(a[name], b[name]) for a, b in zip(dense, pruned, strict=True)]
     return Task("cosine", len(cosines), None, None, float(np.mean(cosines)))
 
 
 def _scored(
-    name: str, metric: Metric, answers: tuple[Values, Values], right: Values, agreement: float, confidence: float, binary: bool = True
+    name: str,
+    metric: Metric,
+    answers: tuple[Values, Values],
+    right: Values,
+    agreement: float,
+    confidence: float,
+    binary: bool = True,
 ) -> Task:
     """A task with right answers: both scores, the interval of the drop and, where a case is right or wrong, McNemar's test."""
     dense, pruned = answers
@@ -157,7 +164,9 @@ def _closeness(dense: Values, pruned: Values) -> dict[str, float]:
 def _top5(dense: Values, pruned: Values, labels: Values) -> dict[str, float]:
     """Share of labels among the first five classes."""
     known = labels >= 0
-    best = {name: np.argsort(-side[known], axis=1, kind="stable")[:, :TOP] for name, side in (("dense", dense), ("pruned", pruned))}
+    best = {
+        name: np.argsort(-side[known], axis=1, kind="stable")[:, :TOP] for name, side in (("dense", dense), ("pruned", pruned))
+    }
     return {f"top-5 {name}": _share((rows == labels[known][:, None]).any(axis=1)) for name, rows in best.items()}
 
 
@@ -183,6 +192,12 @@ def _align(samples: Sequence[Sample], dense: Outputs, pruned: Outputs) -> Task:
     return Task("token cosine", len(cosines), None, None, float(np.mean(cosines)))
 
 
+def _remember(dense: Outputs, pruned: Outputs) -> Task:
+    """A memory that is shorter where tokens are gone: the means over its rows."""
+    cosines = [cosine(a[HIDDEN].mean(axis=1), b[HIDDEN].mean(axis=1)) for a, b in zip(dense, pruned, strict=True)]
+    return Task("memory cosine", len(cosines), None, None, float(np.mean(cosines)))
+
+
 def _answer(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confidence: float) -> Task:
     """The span of an answer: SQuAD's F1 and exact match where right answers are known."""
     a, b = (_spans(samples, side) for side in (dense, pruned))
@@ -191,9 +206,7 @@ def _answer(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confiden
         return Task("span agreement", len(samples), None, None, agreement)
     nothing = any(not sample.answers for sample in samples)
     texts = [[answer_text(s, o, nothing) for s, o in zip(samples, side, strict=True)] for side in (dense, pruned)]
-    rows = [
-        [score_answer(text, sample.answers or ()) for text, sample in zip(side, samples, strict=True)] for side in texts
-    ]
+    rows = [[score_answer(text, sample.answers or ()) for text, sample in zip(side, samples, strict=True)] for side in texts]
     exact, overlap = ([np.array([row[k] for row in side], dtype=np.float64) for side in rows] for k in (0, 1))
     task = _scored("span f1", mean, (overlap[0], overlap[1]), np.ones(len(samples)), agreement, confidence, binary=False)
     lost, gained = (int((x > y).sum()) for x, y in ((exact[0], exact[1]), (exact[1], exact[0])))

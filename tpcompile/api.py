@@ -149,7 +149,16 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     """
     runtime = backend(target)
     wish = Wish(
-        lowering, form, tuple(buckets), calibrate, static_quantile, tune, tuple(lengths), prime, dict(dims or {}), runtime.profiled
+        lowering,
+        form,
+        tuple(buckets),
+        calibrate,
+        static_quantile,
+        tune,
+        tuple(lengths),
+        prime,
+        dict(dims or {}),
+        runtime.profiled,
     )
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
@@ -206,11 +215,14 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
+        crowds=(lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers)),
         flops=found.manifest.flops if own else None, counts=kept,
     )  # fmt: skip
     if attribute:
         times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
-        latency = replace(latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times))))
+        latency = replace(
+            latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times)))
+        )
     if memory:
         latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
@@ -235,7 +247,9 @@ def report(path: str | Path, data: str | Path | None = None, samples: int | None
         The file.
     """
     if Path(path).is_dir() and not (Path(path) / overview.MANIFEST).exists():
-        return _overview(Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress)
+        return _overview(
+            Path(path), out, data=data, samples=samples, truncate=truncate, batch=batch, threads=threads, progress=progress
+        )
     found = bundles.read(path)
     parity = validate(path, data, samples, truncate=truncate, batch=batch, progress=progress)
     told = isinstance(backend(found.manifest.target), Profiler)

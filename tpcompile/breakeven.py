@@ -120,7 +120,7 @@ def _keep(flops: Formulas, lines: tuple[Line, Line], length: int, sites: int) ->
 def _shares(counts: Sequence[Counts], length: int) -> NDArray[np.float64]:
     """What each site stores of samples of about this length, as shares."""
     near = sorted(counts, key=lambda one: abs(one.tokens - length))[:NEAR]
-    return np.array([np.array(one.stored) / one.tokens for one in near]).mean(axis=0)
+    return np.asarray(np.mean([np.array(one.stored) / one.tokens for one in near], axis=0))
 
 
 def _length(flops: Formulas, lines: tuple[Line, Line], counts: Sequence[Counts]) -> int | None:

@@ -62,9 +62,7 @@ class _Runner:
         if self._closed:
             raise UsageError("the engine is closed", fix="load the bundle again")
         arrays = check(feeds, self.manifest)
-        return shorten(
-            self.session(taps).run(lengthen(arrays, self.manifest)), self.manifest, length(arrays, self.manifest)
-        )
+        return shorten(self.session(taps).run(lengthen(arrays, self.manifest)), self.manifest, length(arrays, self.manifest))
 
     def session(self, taps: tuple[str, ...] = ()) -> Session:
         """The session with these taps, opened once."""
@@ -120,12 +118,12 @@ class Engine(_Closes):
         threads: threads per inference, 0 for the runtime's default.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0, prime: bool = True) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 0, prime: bool = True, callers: int = 1) -> None:
         manifest = bundle.manifest
         bundle.verify(name for name in manifest.files if "/" not in name)
         self.bundle = bundle
         self.threads = threads
-        self._runner = _Runner(manifest, _opener(bundle, threads))
+        self._runner = _Runner(manifest, _opener(bundle, threads, callers))
         self._runner.session()
         for inputs in bundle.primers() if prime else ():
             self(**inputs)
@@ -220,7 +218,9 @@ class ReferenceSession(_Closes):
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.manifest = bundle.manifest
         self.margins: dict[int, float] = {}
-        plain = bundle.manifest.model_copy(update={"lengths": ()})  # the truth is what the masked program makes of the input itself
+        plain = bundle.manifest.model_copy(
+            update={"lengths": ()}
+        )  # the truth is what the masked program makes of the input itself
         self._runner = _Runner(plain, partial(_graph, backend("onnx"), bundle.reference.parent, threads, "fp32"))
 
     def kept_each(self, /, **inputs: object) -> tuple[dict[str, np.ndarray], tuple[Kept, ...]]:
@@ -236,7 +236,7 @@ class ReferenceSession(_Closes):
         return outputs, kept
 
 
-def load(path: str | Path, *, threads: int = 0, prime: bool = True) -> Engine:
+def load(path: str | Path, *, threads: int = 0, prime: bool = True, callers: int = 1) -> Engine:
     """Open a bundle: check its files against the manifest, then hand them to its runtime.
 
     Args:
@@ -244,6 +244,7 @@ def load(path: str | Path, *, threads: int = 0, prime: bool = True) -> Engine:
         threads: threads per inference; 0 is the runtime's default.
         prime: run the inputs that the bundle was exported with for that (``export(prime=True)``), so that shapes like theirs are not new
             to the runtime later.
+        callers: threads that will call it at once, each through a handle of its own (``engine.share()``).
 
     Raises:
         UsageError: there is no bundle, or its target is unknown.
@@ -253,7 +254,7 @@ def load(path: str | Path, *, threads: int = 0, prime: bool = True) -> Engine:
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}", fix="pass 0 for the runtime's default, or a positive number")
-    return Engine(read(path), threads, prime)
+    return Engine(read(path), threads, prime, callers)
 
 
 def open_reference(bundle: Bundle, threads: int = 0) -> ReferenceSession:
@@ -270,12 +271,12 @@ def _graph(runtime: Backend, folder: Path, threads: int, precision: str, taps: t
     return runtime.open(folder, taps=taps, threads=threads, precision=precision)
 
 
-def _opener(bundle: Bundle, threads: int) -> Callable[[tuple[str, ...]], Session]:
+def _opener(bundle: Bundle, threads: int, callers: int) -> Callable[[tuple[str, ...]], Session]:
     """What opens a bundle's engine with taps; the stages of a chain are opened once for all."""
     manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
+    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision, callers=callers)
     if manifest.form != "staged":
-        return partial(_graph, runtime, bundle.path, threads, manifest.precision)
-    opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision)
+        return lambda taps: opened(taps=taps)
     return open_chain(manifest, lambda number: opened(stage=number)).tapped
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcompile.difference import Difference, Tolerances, compare_outputs, worst
-from tpcompile.kept import Kept, compose
-from tpcompile.keptsets import compare_kept
+from tpcompile.kept import compose
+from tpcompile.keptsets import KeptSets, compare_kept, whole
 from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample
 
@@ -41,7 +41,7 @@ class Floor:
     score_noise: float = 0.0
 
 
-Told = tuple[Mapping[str, Array], Sequence[Kept]]
+Told = tuple[Mapping[str, Array], Sequence[KeptSets]]
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
     for number in chosen:
         inputs = samples[number].inputs
         (outputs, kept), (right, truth) = reference(**inputs), exact(inputs)
-        flips, heard = compare_kept(kept[0], truth, len(truth.masks[0]) if truth.masks else 0)
+        flips, heard = compare_kept(whole(kept), truth, len(truth.masks[0]) if truth.masks else 0)
         noise, flipped = max(noise, heard), flipped + bool(flips)
         if not flips:
             rows.append(compare_outputs(outputs, right, law))
@@ -93,14 +93,14 @@ class Exact:
         self._names = [*(output.name for output in manifest.outputs), *self._taps]
         self._session = ReferenceEvaluator(model, new_ops=_faster())
 
-    def __call__(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], Kept]:
+    def __call__(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], KeptSets]:
         """Outputs, and what each site kept."""
         feeds = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
         values = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         sites = self._manifest.sites
-        length = values["site0.keep"].shape[1] if sites else 0
-        kept = compose({name: values[name] for name in self._taps}, len(sites), length)
-        return {output.name: values[output.name] for output in self._manifest.outputs}, kept
+        rows, length = values["site0.keep"].shape if sites else (1, 0)
+        each = [compose({name: values[name][b : b + 1] for name in self._taps}, len(sites), length) for b in range(rows)]
+        return {output.name: values[output.name] for output in self._manifest.outputs}, whole(each)
 
 
 def widen(model: "onnx.ModelProto") -> "onnx.ModelProto":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tpcompile.errors import BuildFailed
+from tpcompile.errors import BuildFailed, TpcompileError
 from tpcompile.samples import Sample
 
 CLEAR = Path("/proc/self/clear_refs")
@@ -75,4 +75,7 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    try:
+        _main(*sys.argv[1:])
+    except TpcompileError as error:
+        raise SystemExit(error.message) from error

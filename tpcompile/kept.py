@@ -42,7 +42,8 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
     In gathered form site i+1 sees the K rows that site i stored, so positions chain through ``site<i>.index`` (int64
     ``[1, K_i]``); a row stored though dropped is told apart by ``site<i>.keep`` (bool ``[1, N_i]``). In masked form there is no
     index: every site sees all N rows. A row that continues none of those before it has index -1; ``site<i>.into`` (int64 ``[1, N_i]``)
-    tells which row each went into.
+    tells which row each went into. A site that sees all N rows again behind one that stored fewer begins from the whole input: the method
+    puts rows back.
 
     Args:
         taps: what a session returned; scores (float32 ``[1, N_i]``) where the site has one.
@@ -58,6 +59,8 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
     masks, stored, scores, lost, groups, fused = [], [], [], [], [], []
     for i in range(sites):
         keep = taps[f"site{i}.keep"].reshape(-1)
+        if keep.size == length != positions.size:  # the rows were put back: this site begins from the whole input again
+            positions, alive = np.arange(length), np.ones(length, dtype=bool)
         if keep.shape != positions.shape:
             raise StageError(f"site{i} sees {keep.size} rows, but {positions.size} are stored", fix="report this with the bundle")
         score = np.full(length + 1, np.nan, dtype=np.float32)  # rows that continue no token write behind the end

@@ -42,8 +42,9 @@ class Phase:
     Attributes:
         dense_ms: ``[passes, n]`` raw times of the wall clock in real order.
         pruned_ms: ``[passes, n]``.
-        dense_cpu_ms: ``[passes, n]`` CPU time of the calling thread.
+        dense_cpu_ms: ``[passes, n]`` CPU time of this process.
         pruned_cpu_ms: ``[passes, n]``.
+        ruler: ``cpu`` or ``wall``: the clock that engines are compared by.
         dense: figures of the per-sample medians over passes, by the ruler that engines are compared with.
         pruned: the same for the pruned engine.
         speedup: dense time over pruned time; below 1 pruning made it slower.
@@ -55,6 +56,7 @@ class Phase:
     pruned_ms: NDArray[np.float64]
     dense_cpu_ms: NDArray[np.float64]
     pruned_cpu_ms: NDArray[np.float64]
+    ruler: str
     dense: Summary
     pruned: Summary
     speedup: Interval
@@ -68,7 +70,8 @@ class Phase:
     @property
     def times(self) -> Times:
         """Both clocks of both engines."""
-        return Times(np.stack([self.dense_ms, self.pruned_ms]), np.stack([self.dense_cpu_ms, self.pruned_cpu_ms]))
+        wall, cpu = (self.dense_ms, self.pruned_ms), (self.dense_cpu_ms, self.pruned_cpu_ms)
+        return Times(np.stack(wall), np.stack(cpu), self.ruler == "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,7 @@ def bench(
     phases: Sequence[PhaseName] = ("cold", "warm"),
     threads: int = 1,
     workers: int = 1,
+    crowds: tuple[Opener, Opener] | None = None,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
 ) -> Latency:
@@ -213,6 +217,7 @@ def bench(
         phases: phases that the targets apply to; all of them must hold.
         threads: of each engine: so many cores the measurement is kept on.
         workers: callers at once; more than 1 measures that too, on ``threads`` cores each.
+        crowds: open dense and pruned engines for so many callers; default as for one.
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
@@ -226,7 +231,7 @@ def bench(
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
         cold, warm = measure(dense, pruned, samples, repeats)
-    load = crowd(dense, pruned, samples, workers, threads, repeats, confidence) if workers > 1 else None
+    load = crowd(*(crowds or (dense, pruned)), samples, workers, threads, repeats, confidence) if workers > 1 else None
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None
@@ -251,7 +256,7 @@ def bench(
         warm=found["warm"],
         noise=noise,
         drift=drift(totals.sum(axis=0)),
-        ruler="cpu" if warm.own else "wall",
+        ruler=found["warm"].ruler,
         waited=warm.waited,
         cpus=cpus,
         effect=min_effect,
@@ -273,6 +278,7 @@ def _phase(times: Times, work: Saving | None, confidence: float, seed: int) -> P
         pruned_ms=times.wall[1],
         dense_cpu_ms=times.cpu[0],
         pruned_cpu_ms=times.cpu[1],
+        ruler="cpu" if times.own else "wall",
         dense=summarise(a),
         pruned=summarise(b),
         speedup=speedup,

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from tpcompile.parity import Parity
 from tpcompile.samples import Sample
 from tpcompile.spec import Patches
 from tpcompile.waterfall import waterfall
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 WIDTH, HEIGHT = 640.0, 270.0
 MARGINS = (46.0, 20.0, 26.0, 38.0)
@@ -208,7 +211,7 @@ def render(data: ReportData) -> str:
     )
 
 
-def environment() -> Any:
+def environment() -> "Environment":
     """The templates; every value is escaped, and none may be missing."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

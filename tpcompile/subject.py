@@ -16,6 +16,7 @@ from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
 from tpcompile.manifest import MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
+from tpcompile.models.families.speech import SpeechParts
 from tpcompile.models.families.vit import VitParts
 from tpcompile.program import Program
 from tpcompile.spec import Patches
@@ -121,8 +122,8 @@ def subject_of(
 
 
 def _patches(model: models.Pruned) -> Patches | None:
-    """Which part of an image each token of a pruned vision model is."""
-    return Patches(model.parts.prefix, *model.parts.grid) if isinstance(model.parts, VitParts) else None
+    """Which part of an image, or of a spectrogram, each token of a pruned model is."""
+    return Patches(model.parts.prefix, *model.parts.grid) if isinstance(model.parts, (VitParts, SpeechParts)) else None
 
 
 def _from_source(

@@ -2,7 +2,8 @@
 
 One repeat opens fresh sessions, runs the stream once *cold* (each engine meets each shape for the first time) and once *warm*. Within a
 pass the order is A B, B A, A B, ... (ABBA over neighbours), the next pass the other way round. Two clocks run: the wall's, and that of
-the calling thread's CPU time, which stands still while another program holds the core.
+this process's CPU time, which stands still while another program holds the core. The system also says how long threads stood in line
+for a core: where CPU time and that together make up the wall's time, one thread did all the work, and its CPU time is the engine's own.
 """
 
 import gc
@@ -10,7 +11,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from time import perf_counter_ns, thread_time_ns
+from pathlib import Path
+from time import perf_counter_ns, process_time_ns
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 
 from tpcompile.samples import Sample
 
-ALONE = 0.02
-"""An engine computes on the calling thread where its least disturbed calls take no more than this share of time beside it."""
+TOLD = 0.1
+"""How far CPU time and time in line may be from the wall's time, as a share, for the rest to be believed."""
+TASKS = Path("/proc/self/task")
 
 
 class Opened(Protocol):
@@ -43,19 +46,13 @@ class Times:
 
     Attributes:
         wall: ms ``[2, passes, n]``, dense first, in stream order.
-        cpu: ms of CPU time of the calling thread, likewise.
+        cpu: ms of CPU time of this process, likewise.
+        own: the CPU time is what the wall clock would show on a core of one's own.
     """
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
-
-    @property
-    def own(self) -> bool:
-        """Whether the calling thread did the work, so that its CPU time is what the wall clock would show on a core of one's own."""
-        if not self.cpu.all():
-            return False
-        beside = np.quantile(self.wall / self.cpu, 0.1, axis=(1, 2))  # the quiet calls; a thread that waits for others never is
-        return bool((beside <= 1 + ALONE).all())
+    own: bool
 
     @property
     def ruler(self) -> NDArray[np.float64]:
@@ -87,36 +84,65 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         os.sched_setaffinity(0, before)
 
 
+@dataclass
+class _Pass:
+    """Nanoseconds by engine and sample, of the wall and of the CPU, and what all threads stood in line meanwhile."""
+
+    wall: list[list[int]]
+    cpu: list[list[int]]
+    queued: int | None
+
+
 def measure(dense: Opener, pruned: Opener, samples: Sequence[Sample], repeats: int) -> tuple[Times, Times]:
     """Time both engines on the stream, ``repeats`` times in fresh sessions.
 
     Returns:
         The cold passes and the warm ones, ``[2, repeats, n]`` each.
     """
-    passes: list[tuple[list[list[int]], list[list[int]]]] = []
+    passes: list[_Pass] = []
     for number in range(repeats):
         with ExitStack() as opened:
             order = (dense, pruned) if number % 2 == 0 else (pruned, dense)
             engines = [opened.enter_context(closing(opener())) for opener in order]
             engines = engines if number % 2 == 0 else engines[::-1]
             passes += [_pass(engines, samples, number), _pass(engines, samples, number + 1)]
-    walls, cpus = (np.array(rows, dtype=np.float64).swapaxes(0, 1) / 1e6 for rows in zip(*passes, strict=True))
-    return Times(walls[:, ::2], cpus[:, ::2]), Times(walls[:, 1::2], cpus[:, 1::2])
+    return _times(passes[::2]), _times(passes[1::2])
 
 
-def _pass(engines: Sequence[Opened], samples: Sequence[Sample], number: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Nanoseconds by engine and sample, of the wall and of the CPU; who goes first alternates with the sample and with the pass."""
-    walls: list[list[int]] = [[], []]
-    cpus: list[list[int]] = [[], []]
+def _times(passes: Sequence[_Pass]) -> Times:
+    wall, cpu = (
+        np.array(rows, dtype=np.float64).swapaxes(0, 1) / 1e6 for rows in zip(*((p.wall, p.cpu) for p in passes), strict=True)
+    )
+    queued = [one.queued for one in passes]
+    if any(one is None for one in queued) or not cpu.all():
+        return Times(wall, cpu, own=False)
+    told = cpu.sum() + sum(one or 0 for one in queued) / 1e6
+    return Times(wall, cpu, own=bool(abs(told / wall.sum() - 1) <= TOLD))
+
+
+def _pass(engines: Sequence[Opened], samples: Sequence[Sample], number: int) -> _Pass:
+    """Run the stream; who goes first alternates with the sample and with the pass."""
+    found = _Pass([[], []], [[], []], None)
+    before = queued_ns()
     with without_gc():
         for index, sample in enumerate(samples):
             first = (index + number) % 2
             for which in (first, 1 - first):
-                busy, start = thread_time_ns(), perf_counter_ns()
+                busy, start = process_time_ns(), perf_counter_ns()
                 engines[which](**sample.inputs)
-                walls[which].append(perf_counter_ns() - start)
-                cpus[which].append(thread_time_ns() - busy)
-    return walls, cpus
+                found.wall[which].append(perf_counter_ns() - start)
+                found.cpu[which].append(process_time_ns() - busy)
+    after = queued_ns()
+    found.queued = after - before if before is not None and after is not None else None
+    return found
+
+
+def queued_ns() -> int | None:
+    """How long this process's threads stood in line for a core so far; None where the system does not say."""
+    try:
+        return sum(int((task / "schedstat").read_text(encoding="ascii").split()[1]) for task in TASKS.iterdir())
+    except (OSError, IndexError):  # no such system, or a thread ended on the way
+        return None
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tpcompile import bundle as bundles
 from tpcompile import environment
@@ -20,7 +19,7 @@ from tpcompile.engine import load
 from tpcompile.errors import Inconclusive, ParityError
 from tpcompile.judgement import judge
 from tpcompile.kept import Kept
-from tpcompile.keptsets import Flip, compare_kept
+from tpcompile.keptsets import Decided, Flip, compare_kept
 from tpcompile.stats import as_json
 
 
@@ -106,20 +105,6 @@ def _verdict(words: list[tuple[str, str]]) -> tuple[str, str, int]:
     return "PASSED", f"every file is as exported; {forgiven}" if noisy else "every file and vector is as exported", 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Recorded:
-    """What a vector says of one sample; see ``tpcompile.keptsets.KeptSets``."""
-
-    masks: tuple[NDArray[np.bool_], ...]
-    scores: tuple[NDArray[np.float32], ...]
-    stored: tuple[int, ...] = ()
-    lost: tuple[int, ...] = ()
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        return tuple(int(mask.sum()) for mask in self.masks)
-
-
 def _flips(vector: Vector, kept: tuple[Kept, ...]) -> Iterator[Flip]:
     """Where the engine keeps other tokens than were recorded; without recorded scores no flip is forgiven."""
     if not vector.kept:
@@ -127,4 +112,4 @@ def _flips(vector: Vector, kept: tuple[Kept, ...]) -> Iterator[Flip]:
     for b, now in enumerate(kept):
         masks = tuple(mask[b] for mask in vector.kept)
         scores = tuple(score[b] for score in vector.scores) or tuple(np.full(mask.shape, np.nan, np.float32) for mask in masks)
-        yield from compare_kept(now, _Recorded(masks, scores), len(masks[0]))[0]
+        yield from compare_kept(now, Decided(masks, scores), len(masks[0]))[0]

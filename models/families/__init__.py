@@ -5,11 +5,11 @@ from collections.abc import Callable
 from torch import nn
 
 from tpcompile.errors import ModelError
-from tpcompile.models.families import bert, vit
+from tpcompile.models.families import bert, speech, vit
 from tpcompile.models.families.base import Block, Parts, bind
 from tpcompile.models.families.dense import Dense, Pooling, SentenceEncoder, TokenEncoder
 
-FAMILIES: dict[str, Callable[[nn.Module], Parts | None]] = {"bert": bert.parts, "vit": vit.parts}
+FAMILIES: dict[str, Callable[[nn.Module], Parts | None]] = {"bert": bert.parts, "vit": vit.parts, "speech": speech.parts}
 """Name -> function that names a model's parts, or returns None for a model of another family."""
 
 
@@ -31,7 +31,7 @@ def find(model: nn.Module) -> Parts:
     raise ModelError(
         f"no family names the parts of {type(model).__module__}.{type(model).__qualname__}",
         fix=f"pass one of {', '.join(architectures())} as transformers builds it, or a VisionTransformer as timm builds it; "
-        "docs/add-a-method.md says how to add a family",
+        "docs/add-a-method.md says how to add a family, and tpcompile.impose(model, inputs) needs none",
     )
 
 

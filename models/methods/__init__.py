@@ -10,6 +10,7 @@ from torch import nn
 from tpcompile.errors import UsageError
 from tpcompile.models.families import find
 from tpcompile.models.methods.as_vit import AsVit
+from tpcompile.models.methods.atome import Atome
 from tpcompile.models.methods.ats import Ats
 from tpcompile.models.methods.base import Method, Parameters, Pruned, Step, Trace
 from tpcompile.models.methods.cls_attention import ClsAttention
@@ -19,6 +20,7 @@ from tpcompile.models.methods.jmp import Jmp
 from tpcompile.models.methods.ltmp import Ltmp
 from tpcompile.models.methods.ltp import Ltp
 from tpcompile.models.methods.power_bert import PowerBert
+from tpcompile.models.methods.svit import Svit
 from tpcompile.models.methods.tome import Tome
 from tpcompile.models.methods.top import Top
 from tpcompile.models.methods.tps import Tps
@@ -42,6 +44,8 @@ METHODS: dict[str, type[Method]] = {
         Ltmp,
         ZeroTprune,
         Jmp,
+        Atome,
+        Svit,
     )
 }
 """Name -> method."""

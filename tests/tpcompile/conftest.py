@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tpcompile import bundle as bundles
 from tpcompile.images import CONFIG, Preprocessing
 from tpcompile.manifest import PatchesInfo
 from tpcompile.spec import Patches
+
+sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py, which is no test
 
 GRID = Patches(1, 4, 4)
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -350,55 +349,6 @@ def test_inspect_reads_the_manifest(bundle: Path) -> None:
     page = call("inspect", bundle).stdout
     assert page.startswith("target    onnx (pruned), fp32, lowering dynamic, form single, batch one\n")
     assert "input     input_ids: int64[1, seq]\n" in page
-
-
-def test_run_shows_kept_tokens(bundle: Path) -> None:
-    document = json.loads(call("run", bundle, "--text", "Ab cd", "--json").stdout)
-    assert document["tokens"] == ["[CLS]", "a", "##b", "c", "##d", "[SEP]"]
-    assert [row["of"] for row in document["sites"]] == [6] * len(document["sites"])
-    for row in document["sites"]:
-        assert [document["tokens"][place] for place in row["positions"]] == row["tokens"]
-    page = call("run", bundle, "--text", "Ab cd").stdout
-    assert page.startswith("tokens    6         [CLS] a ##b c ##d [SEP]\nsite 0 ")
-
-
-def test_run_takes_arrays_and_saves_outputs(bundle: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "ids.npy", np.array([[2, 9, 8, 3]]))
-    np.save(tmp_path / "mask.npy", np.ones((1, 4), dtype=np.int64))
-    line: list[Any] = [
-        "run",
-        bundle,
-        "--input",
-        f"input_ids={tmp_path}/ids.npy",
-        "--input",
-        f"attention_mask={tmp_path}/mask.npy",
-    ]
-    out = tmp_path / "outputs.npz"
-    done = call(*line, "--save-outputs", out, "--json")
-    assert done.exit_code == 0, done.output
-    shown = json.loads(done.stdout)["outputs"]
-    with np.load(out, allow_pickle=False) as saved:
-        assert {name: list(saved[name].shape) for name in saved} == {name: row["shape"] for name, row in shown.items()}
-    refused(call(*line, "--save-outputs", out), 2, "exists")
-    assert call(*line, "--save-outputs", out, "--force").exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--text", "  "], "the text is empty"),
-        (["--text", "long " * 40], "InputError: "),
-        (["--input", "input_ids=nothing.npy"], "nothing.npy is no numpy array"),
-        (["--input", "input_ids"], "'input_ids' is not of the form NAME=FILE.npy"),
-    ],
-)
-def test_run_refuses_bad_input(arguments: list[str], text: str, bundle: Path) -> None:
-    refused(call("run", bundle, *arguments), 2, text)
-
-
-def test_run_refuses_pickles(bundle: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    refused(call("run", bundle, "--input", f"input_ids={tmp_path}/x.npy"), 2, "no objects")
 
 
 @pytest.mark.parametrize(("line", "text"), [("a\n\nb", "texts.txt:2: the text is empty"), ("long " * 40, "texts.txt:1: ")])

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def test_a_folder_of_bundles_gets_a_page(text_bundles: dict[str, Path], tmp_path
         (tmp_path / name / "reports").mkdir(parents=True)
         for path in source.iterdir():
             if path.name != "reports":
-                (tmp_path / name / path.name).symlink_to(path)
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / name / path.name)
         phase = {"pruned": {"mean": 5.0}, "dense": {"mean": 10.0}, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
         (tmp_path / name / "reports" / "bench.json").write_text(json.dumps({"warm": phase}), encoding="utf-8")
         task = {"name": "recall@1", "dense": 0.7, "pruned": 0.6, "agreement": 0.8}
@@ -65,14 +67,13 @@ def test_a_folder_of_bundles_gets_a_page(text_bundles: dict[str, Path], tmp_path
     assert not list(tmp_path.glob("*/reports/report.html"))
 
 
-def test_what_cannot_be_read_is_refused(text_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_refused(text_bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds none"):
         api.report(tmp_path)
     (tmp_path / "reports").mkdir()
     for name in ("bench", "validate"):
         (tmp_path / "reports" / f"{name}.json").write_text("{}", encoding="utf-8")
-    found = overview.read(text_bundles["onnx"])
-    monkeypatch.setattr(type(found), "path", tmp_path, raising=False)
+    found = replace(overview.read(text_bundles["onnx"]), path=tmp_path)
     with pytest.raises(UsageError, match="cannot be read") as caught:
         entry(found, tmp_path.parent)
     assert "tpcompile report" in caught.value.fix

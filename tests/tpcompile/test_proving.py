@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tpcompile
 from tpcompile import bundle as bundles
@@ -86,6 +87,19 @@ def test_a_model_that_gathers_by_itself(tmp_path: Path) -> None:
     assert {record.verdict for record in parity.probes} == {"equal"}
     assert parity.floor.outputs["logits"].required < 1e-5
     assert parity.task is not None
+
+
+def test_a_batch_of_fixed_size_is_one_sample(tmp_path: Path) -> None:
+    class Pool(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = x.norm(dim=-1)
+            keep = score > 2.0
+            return (tpcompile.ops.prune(x, keep, score).tanh() * keep.unsqueeze(-1)).sum(1)
+
+    bundle = tpcompile.export(Pool().eval(), {"x": torch.randn(3, 9, 4)}, tmp_path / "out")
+    parity = tpcompile.validate(bundle.path)
+    assert (parity.verdict, len(parity.samples)) == ("PASSED", 1), parity.reason
+    assert parity.floor.samples == (0,)
 
 
 def test_float64_is_near_float32_and_no_nearer(text_bundles: dict[str, Path]) -> None:

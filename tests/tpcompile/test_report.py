@@ -59,7 +59,7 @@ def phase(factor, seed=0):
     dense = np.random.default_rng(seed).uniform(5, 50, (4, 40))
     a, b = np.median(dense, axis=0), np.median(dense * factor, axis=0)
     speedup = paired_ratio(dense, dense * factor, 0.95, 0)
-    times = (dense, dense * factor, dense, dense * factor)
+    times = (dense, dense * factor, dense, dense * factor, "cpu")
     return Phase(*times, summarise(a), summarise(b), speedup, {"paper": speedup.value / 2.5}, int((b > a).sum()))
 
 

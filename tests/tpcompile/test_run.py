@@ -1,4 +1,4 @@
-"""``tpcompile run`` on an image: grids, classes, pictures, refusals."""
+"""``tpcompile run``: on an image, with grids, classes and pictures; on texts and arrays; refusals."""
 
 import json
 from pathlib import Path
@@ -149,3 +149,61 @@ def test_report_draws_patches(image_bundle: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") >= 3
     assert "patches" in text
+
+
+# --- texts and arrays ---------------------------------------------------------------------------------------------------------
+
+
+def assert_refused(result: Result, text: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert text in result.stderr
+    assert "  fix     " in result.stderr
+
+
+def test_run_shows_kept_tokens(text_bundles: dict[str, Path]) -> None:
+    document = json.loads(call("run", text_bundles["onnx"], "--text", "Ab cd", "--json").stdout)
+    assert document["tokens"] == ["[CLS]", "a", "##b", "c", "##d", "[SEP]"]
+    assert [row["of"] for row in document["sites"]] == [6] * len(document["sites"])
+    for row in document["sites"]:
+        assert [document["tokens"][place] for place in row["positions"]] == row["tokens"]
+    page = call("run", text_bundles["onnx"], "--text", "Ab cd").stdout
+    assert page.startswith("tokens    6         [CLS] a ##b c ##d [SEP]\nsite 0 ")
+
+
+def test_run_takes_arrays_and_saves_outputs(text_bundles: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([[2, 9, 8, 3]]))
+    np.save(tmp_path / "mask.npy", np.ones((1, 4), dtype=np.int64))
+    line: list[Any] = [
+        "run",
+        text_bundles["onnx"],
+        "--input",
+        f"input_ids={tmp_path}/ids.npy",
+        "--input",
+        f"attention_mask={tmp_path}/mask.npy",
+    ]
+    out = tmp_path / "outputs.npz"
+    done = call(*line, "--save-outputs", out, "--json")
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)["outputs"]
+    with np.load(out, allow_pickle=False) as saved:
+        assert {name: list(saved[name].shape) for name in saved} == {name: row["shape"] for name, row in shown.items()}
+    assert_refused(call(*line, "--save-outputs", out), "exists")
+    assert call(*line, "--save-outputs", out, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--text", "  "], "the text is empty"),
+        (["--text", "long " * 40], "InputError: "),
+        (["--input", "input_ids=nothing.npy"], "nothing.npy is no numpy array"),
+        (["--input", "input_ids"], "'input_ids' is not of the form NAME=FILE.npy"),
+    ],
+)
+def test_run_refuses_bad_input(arguments: list[str], text: str, text_bundles: dict[str, Path]) -> None:
+    assert_refused(call("run", text_bundles["onnx"], *arguments), text)
+
+
+def test_run_refuses_pickles(text_bundles: dict[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert_refused(call("run", text_bundles["onnx"], "--input", f"input_ids={tmp_path}/x.npy"), "no objects")

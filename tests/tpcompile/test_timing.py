@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tpcompile.timing import pinned, without_gc
+from tpcompile.timing import TASKS, pinned, queued_ns, without_gc
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no threads")
@@ -23,3 +23,10 @@ def test_no_garbage_is_collected_while_the_clock_runs():
     with without_gc():
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+@pytest.mark.skipif(not (TASKS / str(os.getpid()) / "schedstat").exists(), reason="this system does not say who stands in line")
+def test_time_in_line_for_a_core_only_grows():
+    first = queued_ns()
+    assert first is not None
+    assert 0 <= first <= queued_ns()

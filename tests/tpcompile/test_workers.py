@@ -54,7 +54,7 @@ def test_engines_are_shared(text_bundles: dict[str, Path]) -> None:
     """A second handle answers the same from another thread, and lives on when the first is closed."""
     inputs = {"input_ids": np.array([[2, 9, 30, 41, 3]]), "attention_mask": np.ones((1, 5), dtype=np.int64)}
     for folder in text_bundles.values():
-        engine = load(folder, threads=1)
+        engine = load(folder, threads=1, callers=2)
         feeds = {spec.name: inputs.get(spec.name, np.zeros((1, 5), dtype=np.int64)) for spec in engine.inputs}
         expected, other = engine(**feeds), engine.share()
         engine.close()

@@ -154,7 +154,14 @@ class Backend(Protocol):
         ...
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> Session:
         """Open what ``build`` wrote.
 
@@ -164,6 +171,7 @@ class Backend(Protocol):
             threads: threads for one inference; 0 is the runtime's default.
             precision: as at ``build``.
             stage: as at ``build``.
+            callers: sessions shared from this one that may compute at once, each on ``threads`` threads.
 
         Raises:
             UsageError: a precision or a tap the engine does not have.

@@ -58,7 +58,14 @@ class OnnxRuntime:
         self.open(out, stage=stage).close()
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> "OnnxSession":
         """See :class:`~tpcompile.backends.base.Backend`. Taps become further outputs of a copy in memory."""
         _check_precision(precision)

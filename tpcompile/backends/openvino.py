@@ -77,10 +77,18 @@ class OpenVino:
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
-        return OpenVinoSession(self._compile(folder, taps, threads, precision, stage))
+        streams = {"NUM_STREAMS": callers} if callers > 1 else {}
+        return OpenVinoSession(self._compile(folder, taps, threads * callers, precision, stage, **streams))
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""

@@ -38,6 +38,8 @@ def _page(manifest: "Manifest") -> str:
         ("model", f"{manifest.model.id} ({manifest.model.family}, {manifest.model.architecture})"),
         ("method", f"{method.name} {method.parameters}" if method is not None else "none"),
         ("dims", ", ".join(f"{name} {low}..{high}" for name, (low, high) in manifest.dims.items())),
+        *([("GPUs", ", ".join(manifest.capabilities))] if manifest.capabilities else []),
+        *([] if manifest.verified_on else [("verified", "never run: engines of this target are built, and no test of tpcompile runs one")]),
         *(("input", str(entry.spec)) for entry in manifest.inputs),
         *(("output", str(entry.spec)) for entry in manifest.outputs),
         *(("site", f"{site.name}  {site.module}  keeps {site.keeps}") for site in manifest.sites),

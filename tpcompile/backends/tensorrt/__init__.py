@@ -85,7 +85,14 @@ class TensorRt:
         return prepare(read(model), self.flavour, precision, extent)
 
     def open(
-        self, folder: Path, *, taps: Sequence[str] = (), threads: int = 0, precision: str = "fp32", stage: int | None = None
+        self,
+        folder: Path,
+        *,
+        taps: Sequence[str] = (),
+        threads: int = 0,
+        precision: str = "fp32",
+        stage: int | None = None,
+        callers: int = 1,
     ) -> Session:
         """See :class:`~tpcompile.backends.base.Backend`. Nothing of a plan is read before its label fits library and GPU."""
         from tpcompile.backends.tensorrt.device import device
