@@ -12,7 +12,7 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 ROWS = (
     ("compat", "environment", "errors", "frozen", "keptsets", "onnxfuse", "roofline", "rows", "spec", "stats"),
     (
-        "axes", "corpus", "flops", "frames", "images", "kept", "manifest", "ops", "passes.schedule", "patchview", "recipe",
+        "axes", "corpus", "flops", "frames", "images", "kept", "manifest", "ops", "passes.schedule", "patchview", "spectrogram", "recipe",
         "samples", "scores", "targets",
     ),
     (
