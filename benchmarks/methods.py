@@ -1,14 +1,15 @@
 """The table of methods: method x family x backend, measured through the compiler at each method's shipped recipe; writes docs/methods.md.
 
-    python benchmarks/methods.py                   every method, about half an hour on two cores; what is known already is kept
+    python benchmarks/methods.py                   every method; what is known already is kept
     python benchmarks/methods.py --only evit       one method again
-    python benchmarks/methods.py --time            dense and pruned engines at the recipes' own shapes in turns, where FLOPs are known
+    python benchmarks/methods.py --build DIR       FLOPs and engines at the recipes' own shapes, where they are not known
+    python benchmarks/methods.py --time DIR        those engines in turns with the dense ones: minutes, and wants the machine alone
     python benchmarks/methods.py --page            the page alone, from benchmarks/methods.json
 
 A method is held against each family on a small random model of the recipe's depth: lowered, built for every backend, and run on a few
 inputs. What the masked model gives (or, for a method that gathers by nature, its eager form) is what engines are compared with. FLOPs are
-counted op by op in the compiled graph and in the dense model, both at the shape that the recipe is for; weights are random there too, so a
-ratio is given only where counts do not depend on them.
+counted op by op in the compiled graph and in the dense model, both at the shape that the recipe is for, or at the headline shape of a
+family that it is not for. Weights are random there too: where counts follow content, the ratio is that of these weights.
 """
 
 import argparse
@@ -29,15 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tpcompile
 from tpcompile import build, models
-from tpcompile import bundle as bundles
 from tpcompile.backends import backends
-from tpcompile.emit import emit
-from tpcompile.engine import Engine
+from tpcompile.backends.base import Session
+from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import TpcompileError, first_line
 from tpcompile.kept import compose
 from tpcompile.models import METHODS
 from tpcompile.models.library import timm, transformers
-from tpcompile.models.methods import predictor, transkimmer
+from tpcompile.models.methods import predictor, svit, transkimmer
 from tpcompile.recipe import Recipe, shipped
 from tpcompile.subject import subject_of
 
@@ -71,10 +71,12 @@ HEADLINE: dict[str, tuple[str, Shape]] = {
     "tpcompile/digits-vit": ("vit", Shape(64, 4, 256, 32, 4, 6)),
 }
 """A recipe's model -> family and shape."""
+LARGE = {"vit": DEIT_S, "bert": BERT_BASE}
+"""Family -> the shape that recipes of another family are measured at."""
 
 
 def vit(shape: Shape) -> nn.Module:
-    """A random vision transformer with predictors for three stages, as a checkpoint would bring them."""
+    """A random vision transformer with predictors for three stages and selectors for ten blocks, as a checkpoint would bring them."""
     timm()
     from timm.models.vision_transformer import VisionTransformer
 
@@ -82,14 +84,15 @@ def vit(shape: Shape) -> nn.Module:
     model: nn.Module = VisionTransformer(img_size=shape.image, patch_size=shape.patch, num_classes=10, **sizes)
     found = nn.ModuleList(predictor.Predictor(shape.width) for _ in range(3)).state_dict()
     predictor.attach(model, {f"{predictor.ATTRIBUTE}.{name}": weight for name, weight in found.items()})
+    svit.attach(model, nn.ModuleList(svit.Selector(shape.width) for _ in range(10)))
     return uneven(model)
 
 
-def bert(shape: Shape) -> nn.Module:
+def bert(shape: Shape, vocabulary: int = 1000) -> nn.Module:
     """A random text classifier with a predictor for every layer."""
     library = transformers()
     config = library.BertConfig(
-        vocab_size=1000, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+        vocab_size=vocabulary, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
         intermediate_size=shape.inner, attn_implementation="eager",
     )  # fmt: skip
     model = library.BertForSequenceClassification(config)
@@ -127,43 +130,60 @@ def flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def ratio(method: str, recipe: Recipe) -> float:
-    """Dense FLOPs over those of the compiled graph, at the recipe's own shape."""
-    family, shape = HEADLINE[recipe.model or ""]
+def headline(recipe: Recipe, family: str) -> Shape:
+    """The shape that a recipe is measured at on a family: its own model's, else that family's."""
+    own, shape = HEADLINE[recipe.model or ""]
+    return shape if family == own else LARGE[family]
+
+
+def prepare(method: str, family: str, recipe: Recipe, folder: Path) -> float:
+    """Build the engines of a method, and of the dense model where they are missing; dense FLOPs over those of the compiled graph."""
+    shape = headline(recipe, family)
     pruned = models.prune(FAMILIES[family](shape), method, **recipe.parameters)
     given = samples(family, shape)[0]
+    twin = folder / f"dense-{family}-{shape.width}"
+    if not twin.is_dir():
+        write(build.compile_subject(subject_of(pruned, given, None, None, None)).twin, twin)
     program = tpcompile.lower(pruned, given)
+    write(emit(program), folder / f"{method}-{family}")
     return flops(lambda: pruned.dense(**given)) / flops(lambda: program(**given))
 
 
-def speedups(method: str, recipe: Recipe) -> dict[str, float]:
-    """Backend -> time of the dense engine over that of the pruned one, medians of runs in turns, one thread, the recipe's own shape."""
-    family, shape = HEADLINE[recipe.model or ""]
-    given = samples(family, shape)
-    compiled = build.compile_subject(
-        subject_of(models.prune(FAMILIES[family](shape), method, **recipe.parameters), given[0], None, None, None)
-    )
+def write(model: OnnxModel, folder: Path) -> None:
+    """Build a graph for every backend, each into a folder of its own; whole, or not at all."""
+    with tempfile.TemporaryDirectory(dir=made(folder.parent)) as scratch:
+        model.save(Path(scratch) / "model.onnx")
+        for target in TARGETS:
+            backends()[target].build(Path(scratch) / "model.onnx", made(Path(scratch) / "new" / target), "fp32")
+        (Path(scratch) / "new").replace(folder)
+
+
+def made(folder: Path) -> Path:
+    """The folder, with its parents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def speedups(method: str, family: str, recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Backend -> time of the dense engine over that of the pruned one, medians of runs in turns, one thread."""
+    shape = headline(recipe, family)
+    feeds = [{name: value.numpy() for name, value in inputs.items()} for inputs in samples(family, shape)]
     found = {}
     for target in TARGETS:
-        with tempfile.TemporaryDirectory() as scratch:
-            with bundles.stage(Path(scratch) / "out") as folder:
-                build.fill(folder, compiled, target)
-            with (
-                tpcompile.load(Path(scratch) / "out", threads=1) as pruned,
-                tpcompile.load(Path(scratch) / "out/dense", threads=1) as dense,
-            ):
-                times = turns((dense, pruned), [{name: value.numpy() for name, value in inputs.items()} for inputs in given])
+        twin, own = (folder / name / target for name in (f"dense-{family}-{shape.width}", f"{method}-{family}"))
+        with backends()[target].open(twin, threads=1) as dense, backends()[target].open(own, threads=1) as pruned:
+            times = turns((dense, pruned), feeds)
         found[target] = statistics.median(times[0]) / statistics.median(times[1])
     return found
 
 
-def turns(engines: Sequence[Engine], feeds: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+def turns(engines: Sequence[Session], feeds: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Seconds of every run of every engine: A B B A, the first round left out."""
     times: list[list[float]] = [[] for _ in engines]
     for feed in [feeds[i % len(feeds)] for i in range(ROUNDS + 1)]:
         for i in (*range(len(engines)), *reversed(range(len(engines)))):
             begin = time.perf_counter()
-            engines[i](**feed)
+            engines[i].run(feed)
             times[i].append(time.perf_counter() - begin)
     return [one[2:] for one in times]
 
@@ -247,76 +267,90 @@ def page(document: Mapping[str, Any]) -> str:
         "  each input has its own.",
         "- *eager*, *ONNX Runtime*, *OpenVINO*: the largest difference of an output from the model's own, over its largest value;",
         f"  {SAMPLES} inputs, float32. The law is 1e-5.",
+        "- *recipe*: of the method; a family that it is not for runs it unchanged.",
         "- *FLOPs*: dense over compiled, counted in the graph at the recipe's own shape (DeiT-S at 224 pixels, BERT-base at 256",
-        "  tokens). Where counts go by content it follows trained weights and data, and is left out.",
-        "- *realised*: how much of that is time, ONNX Runtime and OpenVINO: dense over pruned engine in turns, batch 1, one thread of a",
-        "  shared machine, over the FLOPs ratio.",
+        "  tokens; of `digits-30` the digits model). `~`: the count follows content, and this is a random model: trained weights",
+        "  have another. Scores and merges count as work, so below 1 nothing was pruned.",
+        "- *realised*: how much of that is time, ONNX Runtime and OpenVINO: dense over pruned engine in turns, batch 1, one thread,",
+        "  shapes seen before, over the FLOPs ratio.",
         "",
         "| method | family | form | sites | count | eager | ONNX Runtime | OpenVINO | recipe | FLOPs | realised |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    rows, refusals = [], []
-    for method, entry in document.items():
-        for family, found in entry["families"].items():
-            if "refused" in found:
-                refusals.append(f"| `{method}` | {family} | {found['refused']} |")
-                continue
-            gaps = [
-                f"{found['eager']:.0e}",
-                *(f"{found['engines'][t]:.0e}" if t in found["engines"] else "-" for t in TARGETS),
-            ]
-            own = family == entry["family"]
-            saved = f"/{entry['ratio']:.2f}" if own and entry["ratio"] and found["counts"] != "by content" else ""
-            realised = [f"{speedup / entry['ratio']:.2f}" for speedup in entry.get("speedups", {}).values()] if saved else []
-            form = "gathered" if found["gathered"] else "masked"
-            cells = [
-                f"`{method}`",
-                family,
-                form,
-                str(found["sites"]),
-                found["counts"],
-                *gaps,
-                f"`{entry['recipe']}`" if own else "",
-                saved,
-                ", ".join(realised),
-            ]
-            rows.append(f"| {' | '.join(cells)} |")
-    left = [f"`{method}` on {family}" for method, family in missing(document)]
-    later = ["", f"Not measured yet: {', '.join(left)}; `make tables` goes on with these."] if left else []
-    slow = [f"`{method}`" for method, entry in document.items() if entry["ratio"] and not entry.get("speedups")]
-    later += ["", f"Not timed yet: {', '.join(slow)}; `python benchmarks/methods.py --time`."] if slow else []
-    return "\n".join([*head, *rows, *later, "", "## Refused", "", "| method | family | why |", "|---|---|---|", *refusals, ""])
+    every = [(method, family, found) for method, entry in document.items() for family, found in entry["families"].items()]
+    refusals = [f"| `{method}` | {family} | {found['refused']} |" for method, family, found in every if "refused" in found]
+    measured = [
+        row(method, family, document[method]["recipe"], found) for method, family, found in every if "refused" not in found
+    ]
+    left = {
+        "measured": missing(document),
+        "timed": [(m, f) for m, f, found in every if "refused" not in found and not found.get("speedups")],
+    }
+    later = [f"Not {what} yet: {', '.join(f'`{m}` on {f}' for m, f in which)}." for what, which in left.items() if which]
+    text = [*head, *measured, *(line for one in later for line in ("", one))]
+    return "\n".join([*text, "", "## Refused", "", "| method | family | why |", "|---|---|---|", *refusals, ""])
+
+
+def row(method: str, family: str, recipe: str, found: Mapping[str, Any]) -> str:
+    """A line of the table."""
+    gaps = [f"{found['eager']:.0e}", *(f"{found['engines'][t]:.0e}" if t in found["engines"] else "-" for t in TARGETS)]
+    saved, free = found.get("ratio"), found["counts"] == "by content"
+    realised = [f"{speedup / saved:.2f}" for speedup in found.get("speedups", {}).values()] if saved else []
+    cells = [
+        f"`{method}`", family, "gathered" if found["gathered"] else "masked", str(found["sites"]), found["counts"], *gaps, f"`{recipe}`",
+        f"{'~' if free else ''}/{saved:.2f}" if saved else "", ", ".join(realised),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 @torch.no_grad()
 def main(arguments: Sequence[str]) -> int:
     """Measure what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", choices=list(METHODS), action="append", help="measure this method again")
-    parser.add_argument("--time", action="store_true", help="time the engines of what is known, at the recipes' own shapes")
+    parser.add_argument("--only", choices=list(METHODS), action="append", help="this method alone; measured again")
+    parser.add_argument("--build", type=Path, metavar="DIR", help="count FLOPs and build engines at the recipes' own shapes")
+    parser.add_argument("--time", type=Path, metavar="DIR", help="time the engines that are in DIR")
     parser.add_argument("--page", action="store_true", help="write the page from what is known")
     options = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
-    for method in options.only or ():
-        known.pop(method, None)
-    for method, entry in known.items() if options.time else ():
-        if entry["ratio"]:
-            print(f"{method}: {entry['recipe']}, time", file=sys.stderr, flush=True)
-            entry["speedups"] = speedups(method, recipes()[method][1])
-            FOUND.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    for method, family in [] if options.page or options.time else missing(known):
-        name, recipe = recipes()[method]
-        print(f"{method}: {name} on {family}", file=sys.stderr, flush=True)
-        entry = known.setdefault(
-            method, {"recipe": name, "family": HEADLINE[recipe.model or ""][0], "ratio": None, "families": {}}
-        )
-        found = entry["families"][family] = measured(method, family, recipe)
-        if family == entry["family"] and found["counts"] != "by content":
-            entry["ratio"] = ratio(method, recipe)
-        known = {m: known[m] for m in METHODS if m in known}
-        FOUND.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    if options.build or options.time:
+        for method, family, found in wanted(known, options.only or list(METHODS)):
+            folder, recipe = options.build or options.time, recipes()[method][1]
+            if options.build and not (folder / f"{method}-{family}").is_dir():
+                say(f"{method} on {family}: build")
+                found["ratio"] = prepare(method, family, recipe, folder)
+            elif options.time and (folder / f"{method}-{family}").is_dir() and (options.only or not found.get("speedups")):
+                say(f"{method} on {family}: time")
+                found["speedups"] = speedups(method, family, recipe, folder)
+            keep(known)
+    elif not options.page:
+        for method in options.only or ():
+            known.pop(method, None)
+        for method, family in missing(known):
+            name, recipe = recipes()[method]
+            say(f"{method}: {name} on {family}")
+            entry = known.setdefault(method, {"recipe": name, "families": {}})
+            entry["families"][family] = measured(method, family, recipe)
+            keep(known)
     PAGE.write_text(page(known), encoding="utf-8")
     return 0
+
+
+def say(what: str) -> None:
+    """What is being done, on stderr."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def keep(known: Mapping[str, Any]) -> None:
+    """Write what is known, methods in their own order."""
+    FOUND.write_text(json.dumps({m: known[m] for m in METHODS if m in known}, indent=1) + "\n", encoding="utf-8")
+
+
+def wanted(known: Mapping[str, Any], methods: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Method, family and row of what compiles, each method's own family first."""
+    own = {method: HEADLINE[recipe.model or ""][0] for method, (_, recipe) in recipes().items()}
+    rows = [(m, f, found) for m in methods if m in known for f, found in known[m]["families"].items() if "refused" not in found]
+    return sorted(rows, key=lambda one: one[1] != own[one[0]])
 
 
 def missing(known: Mapping[str, Any]) -> list[tuple[str, str]]:

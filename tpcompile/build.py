@@ -16,6 +16,7 @@ from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
+from tpcompile.compat import return_memory
 from tpcompile.data import load_data
 from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import AxisError, UsageError
@@ -315,6 +316,7 @@ def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent
         if precision in GRIDS:
             write_quantised(Path(scratch), (), model.outputs, feeds, precision)
         runtime.build(path, out, precision, extent=extent)
+    return_memory()
 
 
 def _build_chain(runtime: Backend, chain: Chain, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:

@@ -1,5 +1,6 @@
-"""One workaround for one pair of packages: a CPU build of torch beside a CUDA build of torchvision."""
+"""Workarounds: for a CPU build of torch beside a CUDA build of torchvision, and for an allocator that keeps what was freed."""
 
+import ctypes
 import importlib.util
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -57,3 +58,10 @@ def _load_extension(folders: list[Path]) -> None:
                 torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
             except OSError:
                 return
+
+
+def return_memory() -> None:
+    """Give the system what closed engines left behind: glibc keeps it, and the next build's peak would come on top. Elsewhere nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
