@@ -37,7 +37,7 @@ from tpcompile.errors import TpcompileError, first_line
 from tpcompile.kept import compose
 from tpcompile.models import METHODS
 from tpcompile.models.library import timm, transformers
-from tpcompile.models.methods import predictor, transkimmer
+from tpcompile.models.methods import predictor, svit, transkimmer
 from tpcompile.recipe import Recipe, shipped
 from tpcompile.subject import subject_of
 
@@ -76,7 +76,7 @@ LARGE = {"vit": DEIT_S, "bert": BERT_BASE}
 
 
 def vit(shape: Shape) -> nn.Module:
-    """A random vision transformer with predictors for three stages, as a checkpoint would bring them."""
+    """A random vision transformer with predictors for three stages and selectors for ten blocks, as a checkpoint would bring them."""
     timm()
     from timm.models.vision_transformer import VisionTransformer
 
@@ -84,6 +84,7 @@ def vit(shape: Shape) -> nn.Module:
     model: nn.Module = VisionTransformer(img_size=shape.image, patch_size=shape.patch, num_classes=10, **sizes)
     found = nn.ModuleList(predictor.Predictor(shape.width) for _ in range(3)).state_dict()
     predictor.attach(model, {f"{predictor.ATTRIBUTE}.{name}": weight for name, weight in found.items()})
+    svit.attach(model, nn.ModuleList(svit.Selector(shape.width) for _ in range(10)))
     return uneven(model)
 
 
