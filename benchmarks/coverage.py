@@ -4,7 +4,7 @@
     python benchmarks/coverage.py --only bert      one architecture again
     python benchmarks/coverage.py --add tensorrt-rtx
                                                    a backend's column, for rows that are known without it
-    python benchmarks/coverage.py --time BERT      dense and pruned engines in turns, at a width of 384 and 196 to 256 tokens
+    python benchmarks/coverage.py --time BERT      builds dense and pruned engines at a width of 384; once more, times them in turns
     python benchmarks/coverage.py --page           the page alone, from benchmarks/results/coverage.json
 
 An architecture is a row of `architectures.ROWS`. Sites come in through `tpcompile.impose`, with no name of a model's part: in each block
@@ -41,6 +41,7 @@ from tpcompile.rows import MIN_COUNT
 ROOT = Path(__file__).resolve().parents[1]
 FOUND, PAGE = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md"
 ROUNDS = 8
+TIMED = ("onnx", "openvino")
 LAW = 1e-5
 
 
@@ -133,32 +134,36 @@ def held(target: str, compact: Program, feeds: Sequence[Feed], wants: Sequence[M
     return max(gaps)
 
 
-def realised(name: str) -> dict[str, float]:
-    """The FLOPs ratio at the large scale, and backend -> time of the dense engine over that of the pruned one over that ratio."""
+def prepared(name: str, folder: Path) -> None:
+    """Build the dense and the pruned engine of an architecture at the large scale."""
     row = ROWS[name]
-    masked, feeds, model = imposed(row, LARGE), row.inputs(LARGE), row.model(LARGE)
-    compact = tpcompile.lower(masked)
-    ratio = sum(flops(lambda feed=feed: model(**feed)) for feed in feeds) / sum(
-        flops(lambda feed=feed: compact(**feed)) for feed in feeds
-    )
+    feeds, model = row.inputs(LARGE), row.model(LARGE)
+    compact = tpcompile.lower(imposed(row, LARGE))
+    runs = (lambda feed: model(**feed), lambda feed: compact(**feed))
+    works = [sum(flops(lambda feed=feed, run=run: run(feed)) for feed in feeds) for run in runs]
     dense = Canonicalize("whole")(capture(model, feeds[0], row.dynamic))
-    found = {"flops": ratio}
-    with tempfile.TemporaryDirectory() as scratch:
-        sessions = {}
-        for kind, program in (("dense", dense), ("pruned", compact)):
-            emit(program).save(Path(scratch) / f"{kind}.onnx")
-        for target in ("onnx", "openvino"):
-            for kind in ("dense", "pruned"):
-                (out := Path(scratch) / target / kind).mkdir(parents=True)
-                backends()[target].build(Path(scratch) / f"{kind}.onnx", out, "fp32")
-                sessions[kind] = backends()[target].open(out, threads=1)
-            times: dict[str, list[float]] = {"dense": [], "pruned": []}
-            for feed in [feeds[i % len(feeds)] for i in range(ROUNDS)]:
-                for kind in ("dense", "pruned", "pruned", "dense"):
-                    begin = time.perf_counter()
-                    sessions[kind].run({key: value.numpy() for key, value in feed.items()})
-                    times[kind].append(time.perf_counter() - begin)
-            found[target] = statistics.median(times["dense"][4:]) / statistics.median(times["pruned"][4:]) / ratio
+    folder.mkdir(parents=True)
+    for kind, program in (("dense", dense), ("pruned", compact)):
+        emit(program).save(folder / f"{kind}.onnx")
+        for target in TIMED:
+            (out := folder / target / kind).mkdir(parents=True)
+            backends()[target].build(folder / f"{kind}.onnx", out, "fp32")
+    (folder / "flops.json").write_text(json.dumps(works[0] / works[1]), encoding="utf-8")
+
+
+def realised(name: str, folder: Path) -> dict[str, float]:
+    """The FLOPs ratio at the large scale, and backend -> time of the dense engine over that of the pruned one over that ratio."""
+    found = {"flops": float(json.loads((folder / "flops.json").read_text(encoding="utf-8")))}
+    feeds = [{key: value.numpy() for key, value in feed.items()} for feed in ROWS[name].inputs(LARGE)]
+    for target in TIMED:
+        sessions = {kind: backends()[target].open(folder / target / kind, threads=1) for kind in ("dense", "pruned")}
+        times: dict[str, list[float]] = {"dense": [], "pruned": []}
+        for feed in [feeds[i % len(feeds)] for i in range(ROUNDS)]:
+            for kind in ("dense", "pruned", "pruned", "dense"):
+                begin = time.perf_counter()
+                sessions[kind].run(feed)
+                times[kind].append(time.perf_counter() - begin)
+        found[target] = statistics.median(times["dense"][4:]) / statistics.median(times["pruned"][4:]) / found["flops"]
     return found
 
 
@@ -221,6 +226,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", choices=list(ROWS), action="append", help="measure this architecture again")
     parser.add_argument("--time", choices=list(ROWS), action="append", help="time the engines of this architecture")
     parser.add_argument("--add", choices=list(backends()), action="append", help="a backend's column where it is not known")
+    parser.add_argument(
+        "--engines", type=Path, default=Path("out/coverage"), help="where --time builds engines first, and finds them then"
+    )
     parser.add_argument("--page", action="store_true", help="write the page from what is known")
     options = parser.parse_args(arguments)
     known: dict[str, Any] = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
@@ -239,10 +247,15 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name}: {target} {known[name]['engines'][target]}", file=sys.stderr, flush=True)
             write(known)
     for name in options.time or ():
-        known[name]["realised"] = realised(name)
+        folder = options.engines / name.replace(" ", "-")
+        if not folder.exists():
+            prepared(name, folder)
+            continue
+        known[name]["realised"] = realised(name, folder)
         print(f"{name}: {known[name]['realised']}", file=sys.stderr, flush=True)
         write(known)
-    write(known)
+    if options.page:
+        write(known)
     return 0
 
 

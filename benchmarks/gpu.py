@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-import tpcompile
 from tpcompile import models, ops
 from tpcompile.backends import backend
 from tpcompile.backends.tensorrt.driver import gpus
-from tpcompile.build import compile_subject, fill
+from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import stage
 from tpcompile.capture import tracing
 from tpcompile.emit import emit
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, TpcompileError, first_line
 from tpcompile.models.library import timm, transformers
+from tpcompile.plan import Wish
 from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT
-from tpcompile.subject import Subject, subject_of
+from tpcompile.subject import subject_of
 
 OUT = Path(__file__).resolve().parent / "results" / "gpu.json"
 BATCHES, DRAWS, ROUNDS = (1, 8, 32), 4, 12
@@ -150,10 +151,11 @@ def plain(program: Program, device: str) -> ExportedProgram:
     return move_to_device_pass(exported, device)
 
 
-def packaged(program: Program, device: str, folder: Path) -> Run:
+def packaged(program: Program, device: str, path: Path) -> Run:
     """An AOTInductor package of a compact program, compiled and loaded."""
-    path = torch._inductor.aoti_compile_and_package(plain(program, device), package_path=str(folder / "model.pt2"))
-    loaded = torch._inductor.aoti_load_package(path)
+    loaded = torch._inductor.aoti_load_package(
+        torch._inductor.aoti_compile_and_package(plain(program, device), package_path=str(path))
+    )
     return lambda inputs: _first(loaded(inputs=inputs))
 
 
@@ -172,19 +174,19 @@ def _module(module: nn.Module, device: str) -> Run:
     return lambda inputs: _first(there(**inputs) if takes_names else there(*inputs.values()))
 
 
-def tensorrt(subject: Subject, folder: Path) -> tuple[Run, Run]:
-    """Pruned and dense plans, in the form the target takes by itself, through an engine: copies from and to the host included."""
-    with stage(folder / "bundle") as fresh:
-        fill(fresh, compile_subject(subject), "tensorrt", "fp16")
-    pruned, dense = load(folder / "bundle"), load(folder / "bundle" / "dense")
+def tensorrt(target: str, compiled: Compiled, folder: Path) -> dict[str, Run]:
+    """Pruned and dense fp16 plans, in the form the target takes by itself, through engines: copies from and to the host included."""
+    with stage(folder / target) as fresh:
+        fill(fresh, compiled, target, "fp16", wish=Wish(dims={"batch": (1, 8, 32)}, profiled=True))
 
-    def run(engine: Any) -> Run:
+    def run(path: Path) -> Run:
+        engine = load(path)
         return lambda inputs: torch.from_numpy(next(iter(engine(**{n: v.cpu().numpy() for n, v in inputs.items()}).values())))
 
-    return run(pruned), run(dense)
+    return {"pruned": run(folder / target), "dense": run(folder / target / "dense")}
 
 
-def onnxruntime(program: Program, folder: Path) -> Run:
+def onnxruntime(program: Program, path: Path) -> Run:
     """The emitted graph on ONNX Runtime's CUDA provider.
 
     Raises:
@@ -194,8 +196,8 @@ def onnxruntime(program: Program, folder: Path) -> Run:
 
     if "CUDAExecutionProvider" not in runtime.get_available_providers():
         raise BackendUnavailable("this onnxruntime has no CUDA provider", fix="pip install onnxruntime-gpu")
-    emit(program).save(folder / "model.onnx")
-    session = runtime.InferenceSession(folder / "model.onnx", providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    emit(program).save(path)
+    session = runtime.InferenceSession(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     return lambda inputs: torch.from_numpy(session.run(None, {n: v.cpu().numpy() for n, v in inputs.items()})[0])
 
 
@@ -204,15 +206,22 @@ def contenders(case: Case, device: str, folder: Path) -> Iterator[tuple[str, Cal
     dense, pruned = case.dense(), models.prune(case.dense(), method=case.method, thresholds=list(case.thresholds))
     example = case.draw(2, 0)
     dynamic = {name: {0: "batch"} for name in example}
-    program = tpcompile.lower(pruned, example, dynamic=dynamic, batch="ragged")
-    whole = subject_of(pruned, example, dynamic, None, None, batch="ragged")
+    compiled = compile_subject(subject_of(pruned, example, dynamic, None, None, batch="ragged"))
     yield "masked eager", lambda: _module(pruned, device)
     yield "dense eager", lambda: _module(dense, device)
     yield "dense compile", lambda: _module(torch.compile(dense), device)  # type: ignore[arg-type]  # it is a module still
-    yield "pruned eager", lambda: _gathered(program, device)
-    yield "pruned aoti", lambda: packaged(program, device, folder)
-    yield "pruned onnxruntime", lambda: onnxruntime(program, folder)
-    yield "pruned tensorrt", lambda: tensorrt(whole, folder)[0]
+    yield "pruned eager", lambda: _gathered(compiled.compact, device)
+    for kind, program in (("dense", compiled.dense), ("pruned", compiled.compact)):
+        yield f"{kind} aoti", partial(packaged, program, device, folder / f"{kind}.pt2")
+        yield f"{kind} onnxruntime", partial(onnxruntime, program, folder / f"{kind}.onnx")
+    for target in ("tensorrt", "tensorrt-rtx"):
+        plans = cache(partial(tensorrt, target, compiled, folder))
+        for kind in ("dense", "pruned"):
+            yield f"{kind} {target}", partial(_of, plans, kind)
+
+
+def _of(made: Callable[[], dict[str, Run]], kind: str) -> Run:
+    return made()[kind]
 
 
 def _gathered(program: Program, device: str) -> Run:
@@ -262,7 +271,10 @@ def case_rows(case: Case, batches: Sequence[int], device: str, rounds: int = ROU
         for name, make in contenders(case, device, Path(folder)):
             begin = time.perf_counter()
             try:
-                made[name] = make()
+                run = make()
+                with torch.no_grad():
+                    run({name: value.to(device) for name, value in case.draw(2, 0).items()})  # some compile now
+                made[name] = run
             except (TpcompileError, RuntimeError, ImportError) as error:
                 yield {"case": case.name, "contender": name, "absent": first_line(error)}
                 continue

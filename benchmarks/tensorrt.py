@@ -2,6 +2,7 @@
 
     python benchmarks/tensorrt.py                  what is not in the JSON yet, about half an hour in all; it can be stopped and resumed
     python benchmarks/tensorrt.py --minutes 4      the same, and stop after about so many minutes
+    python benchmarks/tensorrt.py --gpus sm89      those that are for this alone; sm86,sm89,sm120 for all three in one plan
     python benchmarks/tensorrt.py --page           the page alone, from benchmarks/results/tensorrt.json
 
 DeiT-S has random weights and ``cls-attention`` at three blocks, MiniLM its own and LTP at six layers. The graphs are those the builder is
@@ -88,7 +89,7 @@ class Written:
 
 def written(compiled: build.Compiled, rows: Sequence[Sample], form: str, folder: Path) -> Written:
     """The graphs before they are prepared for a precision."""
-    sizes = narrow(compiled.compact.dims, {})
+    sizes = narrow(compiled.compact.dims, {}, {"seq": 64})
     feeds = [row.inputs for row in rows]
     if form == "staged":
         plan = Plan("bucketed", "staged", STEP, usual=calibrate(compiled.compact, rows, 0.5))
@@ -134,7 +135,7 @@ def off_by(compiled: build.Compiled, rows: Sequence[Sample], one: Written, folde
 
 
 def rows_of(name: str, done: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """Every cell of a model that is not known yet."""
+    """Every cell of a model that is not done with."""
     wanted = [cell for cell in cells() if cell[0] == name and cell not in done]
     if not wanted:
         return
@@ -190,15 +191,18 @@ def main() -> int:
     """Build what is missing, save after every cell, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--gpus", type=lambda text: tuple(text.split(",")), choices=TARGETS)
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     rows = json.loads(FOUND.read_text(encoding="utf-8"))["rows"] if FOUND.is_file() else []
     end = time.monotonic() + 60 * options.minutes
     version = RTX.library().__version__
     for name in () if options.page else MODELS:
-        for row in rows_of(name, {key(row) for row in rows}):
+        left_out = {cell for cell in cells() if options.gpus not in (None, cell[3])}
+        for row in rows_of(name, left_out | {key(row) for row in rows}):
             rows.append(row)
             FOUND.write_text(json.dumps({"tensorrt_rtx": version, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_page(rows)
             print(*key(row), row["seconds"], "s", row["megabytes"], "MB", row["off_by"], file=sys.stderr, flush=True)
             if time.monotonic() > end:
                 break

@@ -101,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--bundle", type=Path, help="an engine that is there; default: the digits at half their tokens, exported first"
     )
     parser.add_argument("--runs", type=int, default=20, help="of each kind (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=60)
-    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=24)
     parser.add_argument(
         "--slower", type=float, default=0.05, help="share of the median that the copy waits (default: %(default)s)"
     )

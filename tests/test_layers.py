@@ -10,7 +10,7 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # From the ground up; a unit may import any unit of a lower row, none of its own row or above.
 # A unit is a module, or a whole sub-package; the sub-packages in SPLIT are looked into.
 ROWS = (
-    ("compat", "environment", "errors", "frozen", "keptsets", "onnxfuse", "roofline", "rows", "spec", "stats"),
+    ("compat", "environment", "errors", "frozen", "keptsets", "onnxfuse", "roofline", "rows", "spec", "spectrogram", "stats"),
     (
         "axes", "corpus", "flops", "frames", "images", "kept", "manifest", "ops", "passes.schedule", "patchview", "recipe",
         "samples", "scores", "targets",
@@ -36,9 +36,9 @@ ROWS = (
         "passes.insert", "passes.lower", "passes.mark", "passes.optimize", "probes",
     ),
     ("chain", "coverage", "feeds", "folding", "passes.assumptions", "passes.impose", "plan"),
-    ("attribution", "engine", "parity", "passes.place", "quantised", "staged"),
+    ("attribution", "engine", "parity", "passes.place", "quantised", "record", "staged"),
     ("footprint", "latency", "passes.recognise", "proving", "tune", "verification", "watch"),
-    ("layers", "passes", "passes.padding", "record", "waterfall"),
+    ("layers", "passes", "passes.padding", "waterfall"),
     ("build", "cutout", "explanation", "findings", "report"),
     ("overview", "passwise"),
     ("api", "bisection"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
-from tpcompile import overview
+from tpcompile import overview, spectrogram
 from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend, Profiler
@@ -274,12 +274,13 @@ def _overview(folder: Path, out: str | Path | None, **options: Any) -> Path:
 
 
 def traces(path: str | Path, rows: Sequence[Sample]) -> tuple[WordTrace, ...] | tuple[PatchTrace, ...]:
-    """What every site kept of the first few samples that can be drawn: texts of moderate length, or images."""
+    """What every site kept of the first few samples that can be drawn: texts of moderate length, images, or spectrograms."""
     found = bundles.read(path)
     patches = found.manifest.patches
     with load(path) as engine:
         if patches is not None:
-            shown = [row for row in rows if row.picture is not None][:SHOWN]
+            pictured = (row if row.picture is not None else replace(row, picture=spectrogram.picture(row.inputs)) for row in rows)
+            shown = [row for row in pictured if row.picture is not None][:SHOWN]
             return tuple(trace_patches(row, engine.kept(**row.inputs)[1], patches.spec) for row in shown)
         texts = [row for row in rows if row.text and row.length <= LEGIBLE[1]]
         longer = [row for row in texts if row.length >= LEGIBLE[0]] or texts

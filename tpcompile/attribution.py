@@ -84,14 +84,15 @@ class Attribution:
 
 
 def _words(pays: BreakEven) -> str:
+    seen = f" (measured: {pays.measured_length})" if pays.measured_length else ""
     known = [
-        (pays.keep, "where every site keeps at most {:.0%} of the tokens"),
-        (pays.length, "from {} tokens on" + (f" (measured: {pays.measured_length})" if pays.measured_length else "")),
-        (pays.batch, "from {} samples an inference on"),
+        (pays.length, f"from {pays.length} tokens on{seen}"),
+        (pays.keep, f"where every site keeps at most {pays.keep or 0:.0%} of the tokens"),
+        (pays.batch, "with one sample an inference already" if pays.batch == 1 else f"from {pays.batch} samples an inference on"),
     ]
-    said = [text.format(value) for value, text in known if value is not None]
+    said = [text for value, text in known if value is not None]
     checked = f"off by {pays.error:.0%} on samples not fitted on, right about the faster one on {pays.agrees:.0%}"
-    return f"pruning should pay {', '.join(said) or 'nowhere in range'}; {checked}"
+    return f"Pruning should pay {', '.join(said) or 'nowhere in range'}; {checked}"
 
 
 def attribute(

@@ -172,8 +172,9 @@ def fill(
         What was built, and why.
     """
     runtime, subject = backend(target), compiled.subject
-    extent = Extent(narrow(compiled.compact.dims, wish.dims), tuple(capabilities))
-    _admit(subject, extent)
+    sizes = _sizes(subject)
+    extent = Extent(narrow(compiled.compact.dims, wish.dims, sizes), tuple(capabilities))
+    _admit(sizes, extent)
     say("write ONNX")
     twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
@@ -244,22 +245,24 @@ def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
 
 def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
-    extent = Extent(narrow(compiled.compact.dims, {}))
+    extent = Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
     bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
-def _admit(subject: Subject, extent: Extent) -> None:
+def _sizes(subject: Subject) -> dict[str, int]:
+    """The example's size of every dynamic dim."""
+    return {str(size): subject.inputs[name].shape[dim] for name, dims in subject.dynamic.items() for dim, size in dims.items()}
+
+
+def _admit(example: Mapping[str, int], extent: Extent) -> None:
     """Refuse a range of sizes that leaves out the example: what a model was traced with must fit its engine."""
-    for name, dims in subject.dynamic.items():
-        for dim, size in dims.items():
-            least, _, most = extent.sizes.get(str(size), (0, 0, 0))
-            have = subject.inputs[name].shape[dim]
-            if most and not least <= have <= most:
-                raise UsageError(
-                    f"the example's {name} has {size} = {have}; the range asked for is {least} to {most}",
-                    fix="give a range that holds the example, or another example",
-                )
+    for name, (least, _, most) in extent.sizes.items():
+        if not least <= example.get(name, least) <= most:
+            raise UsageError(
+                f"the example has {name} = {example[name]}; the range asked for is {least} to {most}",
+                fix="give a range that holds the example, or another example",
+            )
 
 
 def _engine(

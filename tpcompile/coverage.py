@@ -1,10 +1,10 @@
 """Which lengths, batch mixes and buckets a proof has seen; and the made-up batches that fill the gaps the data leaves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tpcompile.manifest import Manifest
-from tpcompile.probes import Wants, made
+from tpcompile.probes import Wants, apart, made
 from tpcompile.rows import MIN_COUNT, Rows
 from tpcompile.samples import Sample
 
@@ -81,5 +81,7 @@ def probes_for(manifest: Manifest, wants: Wants, rows: Sequence[Sample], batch: 
     chosen = [row for row in fresh if row.length not in have] or fresh[:1]
     if manifest.batch != "ragged":
         return [[row] for row in chosen]
+    if isinstance(manifest.inputs[0].shape[0], int):  # every inference takes as many, and what is made up is one
+        return [[replace(fresh[0], inputs=row) for row in apart(fresh[0].inputs, True)]]
     mixes = [fresh[:1], [fresh[0], fresh[-1]], [fresh[-1], fresh[0], fresh[len(fresh) // 2]]]
     return [mix for mix in mixes if len(mix) != batch] + [[row] for row in chosen]

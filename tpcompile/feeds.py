@@ -6,6 +6,7 @@ from tpcompile.bundle import Bundle
 from tpcompile.data import load_data
 from tpcompile.errors import UsageError
 from tpcompile.images import CONFIG
+from tpcompile.manifest import Manifest
 from tpcompile.probes import Wants, apart
 from tpcompile.samples import Sample
 
@@ -42,12 +43,23 @@ def wants(found: Bundle) -> Wants:
     return Wants([tensor.spec for tensor in manifest.inputs], manifest.dims, manifest.ranges, found.path, patches, examples)
 
 
+def fixed_batch(manifest: Manifest) -> int:
+    """Samples that every inference of this engine takes; 0 where any number may."""
+    first = next((tensor.shape[0] for tensor in manifest.inputs if tensor.shape), 1)
+    return first if isinstance(first, int) else 0
+
+
 def batch_of(found: Bundle, asked: int | None, default: int) -> int:
     """Samples an inference.
 
     Raises:
-        UsageError: more than one, of a bundle that takes one.
+        UsageError: more than one, of a bundle that takes one; or another number than a bundle takes.
     """
+    fixed = fixed_batch(found.manifest)
+    if fixed > 1 and asked not in (None, fixed):
+        raise UsageError(f"{found.path} takes {fixed} samples an inference", fix="leave --batch-size out")
+    if fixed > 1:
+        return fixed
     ragged = found.manifest.batch == "ragged"
     if asked is not None and asked > 1 and not ragged:
         raise UsageError(

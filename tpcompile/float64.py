@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tpcompile.difference import Difference, Tolerances, compare_outputs, worst
 from tpcompile.kept import compose
-from tpcompile.keptsets import KeptSets, compare_kept, whole
+from tpcompile.keptsets import KeptSets, compare_kept
 from tpcompile.manifest import Manifest
 from tpcompile.samples import Sample
 
@@ -67,7 +67,7 @@ def measure(
     for number in chosen:
         inputs = samples[number].inputs
         (outputs, kept), (right, truth) = reference(**inputs), exact(inputs)
-        flips, heard = compare_kept(whole(kept), truth, len(truth.masks[0]) if truth.masks else 0)
+        flips, heard = compare_kept(kept[0], truth, len(truth.masks[0]) if truth.masks else 0)
         noise, flipped = max(noise, heard), flipped + bool(flips)
         if not flips:
             rows.append(compare_outputs(outputs, right, law))
@@ -98,9 +98,9 @@ class Exact:
         feeds = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
         values = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         sites = self._manifest.sites
-        rows, length = values["site0.keep"].shape if sites else (1, 0)
-        each = [compose({name: values[name][b : b + 1] for name in self._taps}, len(sites), length) for b in range(rows)]
-        return {output.name: values[output.name] for output in self._manifest.outputs}, whole(each)
+        length = values["site0.keep"].shape[1] if sites else 0
+        kept = compose({name: values[name] for name in self._taps}, len(sites), length)
+        return {output.name: values[output.name] for output in self._manifest.outputs}, kept
 
 
 def widen(model: "onnx.ModelProto") -> "onnx.ModelProto":

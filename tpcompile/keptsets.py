@@ -57,16 +57,6 @@ class Decided:
         return tuple(int(mask.sum()) for mask in self.masks)
 
 
-def whole(each: Sequence[KeptSets]) -> KeptSets:
-    """The decisions for a batch that counts as one sample, its rows one behind the other: an engine of a fixed batch takes no less."""
-    if len(each) == 1:
-        return each[0]
-    masks = tuple(np.concatenate(part) for part in zip(*(kept.masks for kept in each), strict=True))
-    scores = tuple(np.concatenate(part) for part in zip(*(kept.scores for kept in each), strict=True))
-    lost = tuple(sum(part) for part in zip(*(kept.lost for kept in each), strict=True))
-    return Decided(masks, scores, each[0].stored, lost)
-
-
 @dataclass(frozen=True, slots=True)
 class Flip:
     """A token that one side kept and the other dropped, at the first site where they differ.

@@ -85,16 +85,15 @@ class _Retype:
 
     def run(self) -> None:
         nodes = list(self.graph)
-        chosen = [node for node in nodes if self._is_low(node)]
-        kept = {v for v in self.low if v.is_graph_output() or SCORE.fullmatch(str(v.name))}
+        chosen = {node for node in nodes if self._is_low(node)}
         for node in nodes:
-            self._convert_inputs(node, node in set(chosen))
+            self._convert_inputs(node, node in chosen)
         for node in chosen:
             if node.op_type == "Cast" and node.attributes["to"].as_int() == int(WIDE):
                 node.attributes["to"] = ir.AttrInt64("to", int(self.type))
         for value in self.low:
             value.dtype = self.type
-        for value in [v for v in self.graph.outputs if v in kept]:
+        for value in [v for v in self.graph.outputs if v in self.low]:
             self._restore(value)
 
     def _is_low(self, node: ir.Node) -> bool:

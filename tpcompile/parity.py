@@ -19,7 +19,7 @@ from tpcompile.difference import NOISE, TOLERANCE, Allowed, Difference, Toleranc
 from tpcompile.errors import InputError, UsageError
 from tpcompile.float64 import Floor
 from tpcompile.judgement import Demands, SampleParity, badness, judge, judge_all
-from tpcompile.keptsets import KeptSets, compare_kept, margins, whole
+from tpcompile.keptsets import KeptSets, compare_kept, margins
 from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.stats import as_json
 
@@ -246,11 +246,7 @@ def _runs(
     feeds = collate(group)
     (tapped, kept), (expected, truth) = engine.kept_each(**feeds), reference(**feeds)
     full = dense(**feeds) if dense is not None else {}
-    every = (engine(**feeds), tapped, expected, full)
-    if len(group) == 1:
-        yield group[0], _Run(*every[:2], whole(kept), every[2], whole(truth), every[3])
-        return
-    each = [split(outputs, group, along) for outputs in every]
+    each = [split(outputs, group, along) for outputs in (engine(**feeds), tapped, expected, full)]
     yield from zip(group, map(_Run, each[0], each[1], kept, each[2], truth, each[3]), strict=True)
 
 

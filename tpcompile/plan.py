@@ -176,8 +176,10 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
     return Plan(lowering, form, ladder if lowering == "bucketed" else (), (), wish.lengths, usual, reason)
 
 
-def narrow(dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, tuple[int, int, int]]:
-    """Least, usual and largest size of every dim of a model: what is wanted, else what the model takes, its middle being usual.
+def narrow(
+    dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, int, int]], example: Mapping[str, int]
+) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest size of every dim of a model: what is wanted, else what the model takes, the example's being usual.
 
     Raises:
         UsageError: a dim that the model does not have, or a size that it does not take.
@@ -189,7 +191,7 @@ def narrow(dims: Mapping[str, tuple[int, int]], wanted: Mapping[str, tuple[int, 
         if least < dims[name][0] or most > dims[name][1]:
             low, high = dims[name]
             raise UsageError(f"{name} = {least} to {most}: the model takes {low} to {high}", fix="give a range within that")
-    return {name: wanted.get(name, (low, (low + high) // 2, high)) for name, (low, high) in dims.items()}
+    return {name: wanted.get(name, (low, example.get(name, low), high)) for name, (low, high) in dims.items()}
 
 
 def behind_sites(length: tuple[int, int], plan: Plan, sites: int) -> dict[str, tuple[int, int, int]]:

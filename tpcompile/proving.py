@@ -12,7 +12,7 @@ from tpcompile.coverage import Coverage, cover, probes_for
 from tpcompile.difference import NOISE, TOLERANCE, Bound, Tolerances
 from tpcompile.engine import load, open_reference
 from tpcompile.errors import ParityError
-from tpcompile.feeds import batch_of, samples_of, wants
+from tpcompile.feeds import batch_of, fixed_batch, samples_of, wants
 from tpcompile.float64 import measure as measure_floor
 from tpcompile.judgement import badness
 from tpcompile.parity import Parity
@@ -42,7 +42,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
     Args:
         path: the bundle.
         data: see ``tpcompile.data.load_data``; default: docstrings where the bundle has a tokenizer, else its test vectors.
-        samples: at most this many.
+        samples: at most this many; where every inference takes several, what does not fill one is left out.
         atol: absolute tolerance instead of the manifest's 1e-5; or one for each output, by name or pattern.
         rtol: tolerance relative to ``max|masked|``, likewise; default: as ``atol``. The larger of the two allows.
         min_agreement: least agreement with dense.
@@ -51,7 +51,8 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
         truncate: cut texts that are too long instead of refusing them.
         batch: samples an inference, padded to the longest; default 1, or 8 for a ragged bundle.
         probes: also run made-up inputs of the lengths, batch mixes and buckets that the data leaves out.
-        float64: samples on which to measure how far the float32 reference is from float64; 0: none.
+        float64: samples on which to measure how far the float32 reference is from float64; 0: none. One at a time, so not where every
+            inference takes several.
         worst: a folder to save the worst samples to.
         progress: called per batch.
 
@@ -64,6 +65,8 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
     if worst is not None:
         vacant(Path(worst))
     rows = samples_of(found, data, samples, "docstrings:pairs", truncate)
+    together = fixed_batch(manifest)
+    rows = rows[: len(rows) - len(rows) % (together or 1)]
     more = probes_for(manifest, wants(found), rows, size) if probes else []
     law = Tolerances.of(manifest.tolerance.get("parity", TOLERANCE), atol, rtol)
     twin = found.dense
@@ -87,7 +90,7 @@ def validate(path: str | Path, data: str | Path | None = None, samples: int | No
             progress=progress and (lambda done, total: progress("validate", done, total)),
         )
         parity = _bounded(parity, found, masked.margins)
-        floor = measure_floor(masked.kept_each, found.reference, manifest, rows, float64, law)
+        floor = measure_floor(masked.kept_each, found.reference, manifest, rows, 0 if together > 1 else float64, law)
     parity = replace(parity, floor=floor, coverage=_coverage(found, parity, rows, more, size))
     if worst is not None:
         parity = _saved(parity, rows, [row for group in more for row in group], Path(worst))

@@ -299,7 +299,7 @@ class Curves:
 
 def _curves(phase: Phase) -> Curves:
     left, right, top, bottom = MARGINS
-    times = [np.sort(np.median(side, axis=0)) for side in (phase.dense_ms, phase.pruned_ms)]
+    times = [np.sort(np.median(side, axis=0)) for side in phase.times.ruler]
     limit = nice(float(np.quantile(np.concatenate(times), 0.995)))
 
     def x(values: NDArray[np.float64] | float) -> Any:

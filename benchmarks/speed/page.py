@@ -30,11 +30,26 @@ graph and fixed shapes goes what small products and memory cost, between fixed s
 between warm and cold the preparing of new ones.
 """
 
+WHY = """
+Why targets are missed, from the profiles of decisions [0015](decisions/0015-shapes-are-met-at-load.md),
+[0016](decisions/0016-what-the-runtimes-are-told.md) and [0017](decisions/0017-what-is-left-of-churn.md):
+
+- *Fixed shapes* already fall behind the graph's FLOPs on MiniLM in float32: products of a few rows stream the same weights as those of
+  many, and the attention that a score looks into stays written out. No choice of shapes brings that back.
+- *Warm*, OpenVINO prepares some 280 nodes anew whenever the shape differs from the one before, known or not. That is the largest loss
+  that is left, and in bfloat16, where the arithmetic is quick, nearly all of it. On a ladder it also computes the slots, which is what it
+  pays for meeting few shapes: warm it is no faster than the naive export, cold it is.
+- *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart.
+- The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
+  areas for the first time, which on streams as short as these weighs as much as shapes.
+- Machine: two cores shared with other work; a few per cent between passes are noise.
+"""
+
 
 def page(documents: Sequence[Document]) -> str:
     """docs/performance.md."""
     parts = [HEAD, "## At a glance\n", summary(documents), ASIDE, "## Where the FLOPs go\n", WATERFALL, waterfall(documents)]
-    parts += ["\n## Targets\n", targets(documents), "\n## Cells\n"]
+    parts += ["\n## Targets\n", targets(documents), WHY, "## Cells\n"]
     parts += [cell(document) for document in documents]
     return "\n".join(parts).rstrip() + "\n"
 

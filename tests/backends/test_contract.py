@@ -154,7 +154,7 @@ def test_threads_reach_the_runtime(built: Path, runtime: Backend, monkeypatch: p
         monkeypatch.setattr(
             onnxruntime,
             "InferenceSession",
-            lambda model, options, providers: (
+            lambda model, options, providers, disabled_optimizers: (
                 seen.extend((options.intra_op_num_threads, options.inter_op_num_threads))
                 or real(model, options, providers=providers)
             ),

@@ -107,6 +107,14 @@ def plain(folder: Path, row: Sample) -> np.ndarray:
     return found
 
 
+def test_the_page_shows_what_was_built(script: ModuleType) -> None:
+    rows = json.loads(script.FOUND.read_text(encoding="utf-8"))["rows"]
+    assert script.PAGE.read_text(encoding="utf-8").split(script.MARK)[1].strip() == script.table(rows)
+    assert {row["error_lines"] for row in rows} == {0}
+    assert max(row["off_by"] for row in rows if row["precision"] == "fp32") <= TOLERANCE
+    assert {script.key(row) for row in rows} <= set(script.cells())
+
+
 @pytest.fixture(scope="module")
 def bundle(script: ModuleType, bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "out"

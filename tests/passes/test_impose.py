@@ -133,3 +133,33 @@ def test_a_model_without_self_attention_is_refused() -> None:
 def test_case_4_a_stream_that_goes_round_the_attention_is_refused() -> None:
     with pytest.raises(MarkError, match="behind none of the 1 attentions of the model everything goes through hidden states"):
         impose(Side().eval(), {"x": states(5)})
+
+
+class Window(nn.Module):
+    """Blocks under a mask that may hide every living key of a row, with attention that then gives 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        near = (places[:, None] - places).abs() <= 1
+        for block in self.blocks:
+            q, k, v = block.heads(x)
+            seen = near & (attention_mask != 0)[:, None, None, :]
+            y = x + F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+            x = y + block.mlp(y)
+        return x
+
+
+@torch.no_grad()
+def test_a_row_that_sees_nothing_is_zero_in_both_forms() -> None:
+    torch.manual_seed(0)
+    given = {"x": states(9), "attention_mask": torch.ones(1, 9, dtype=torch.int64)}
+    masked = impose(Window().eval(), given, dynamic={name: {1: "n"} for name in given}, threshold=0.9)
+    compact = lower(masked)
+    for seed, length in enumerate((4, 12, 25)):
+        mask = (torch.arange(length) % 4 < 2).long().unsqueeze(0)
+        inputs = {"x": states(length, seed), "attention_mask": mask}
+        torch.testing.assert_close(compact(**inputs)["output"], masked(**inputs)["output"], rtol=0, atol=1e-5)

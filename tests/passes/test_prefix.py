@@ -83,3 +83,26 @@ def test_other_joins_stay(toy: Toy, agree: Callable[..., None], kind: str, selec
     targets = {str(node.target) for node in program.graph.nodes}
     assert ("aten.cat.default" not in targets) == selects
     agree(model, program, lengths=(3, 5, 9))
+
+
+class Rotary(nn.Module):
+    """Tokens behind a prefix are turned by a table that has no rows for it, as EVA has it; the prefix is left as it is."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.register_buffer("angles", torch.randn(9 - prefix, 4))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        angles = self.get_buffer("angles")
+        turned = x[:, self.prefix :] * angles.cos() + x[:, self.prefix :].flip(-1) * angles.sin()
+        return torch.cat([x[:, : self.prefix], turned], 1) + keep.unsqueeze(-1) * 0
+
+
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_a_table_without_the_prefix_gets_rows_for_it(toy: Toy, agree: Callable[..., None], prefix: int) -> None:
+    model = Rotary(prefix)
+    program = Canonicalize()(toy(model, length=9, dynamic=False))
+    joins = [node for node in program.graph.nodes if str(node.target) == "aten.cat.default"]
+    assert all(str(node.args[0][0].target) == "aten.full.default" for node in joins), "only tables are joined"
+    agree(model, program, lengths=(9, 9))

@@ -21,6 +21,6 @@ def test_memory_is_measured(image_bundle: Path) -> None:
 
 
 def test_what_the_other_process_says_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(BuildFailed, match="no bundle at") as caught:
+    with pytest.raises(BuildFailed, match="holds no usable") as caught:
         peaks({"pruned": tmp_path}, ROWS, threads=1)
     assert "--no-memory" in caught.value.fix

@@ -53,6 +53,13 @@ def test_at_least_two_rows_are_stored(length: int, count: int) -> None:
     assert index.tolist() == [list(range(count))]
 
 
+def test_a_memory_is_the_living_rows_and_zeros() -> None:
+    x = torch.arange(1.0, 9.0).reshape(2, 4, 1)
+    rows, alive = ops.memory(x, bools("x.x.", "...x"))
+    assert rows.flatten(1).tolist() == [[1.0, 3.0], [8.0, 0.0]]
+    assert alive.tolist() == [[True, True], [True, False]]
+
+
 class Gather(nn.Module):
     def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, alive, index = ops.compact(x, keep, torch.zeros_like(keep))

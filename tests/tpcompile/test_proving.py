@@ -89,17 +89,19 @@ def test_a_model_that_gathers_by_itself(tmp_path: Path) -> None:
     assert parity.task is not None
 
 
-def test_a_batch_of_fixed_size_is_one_sample(tmp_path: Path) -> None:
+def test_a_batch_of_fixed_size(tmp_path: Path) -> None:
     class Pool(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             score = x.norm(dim=-1)
             keep = score > 2.0
             return (tpcompile.ops.prune(x, keep, score).tanh() * keep.unsqueeze(-1)).sum(1)
 
-    bundle = tpcompile.export(Pool().eval(), {"x": torch.randn(3, 9, 4)}, tmp_path / "out")
+    bundle = tpcompile.export(Pool().eval(), {"x": torch.randn(3, 9, 4)}, tmp_path / "out", batch="ragged")
     parity = tpcompile.validate(bundle.path)
-    assert (parity.verdict, len(parity.samples)) == ("PASSED", 1), parity.reason
-    assert parity.floor.samples == (0,)
+    assert (parity.verdict, len(parity.samples), len(parity.probes)) == ("PASSED", 3, 3), parity.reason
+    assert parity.coverage.batches == {"3": 2}
+    with pytest.raises(UsageError, match="takes 3 samples"):
+        tpcompile.validate(bundle.path, batch=2)
 
 
 def test_float64_is_near_float32_and_no_nearer(text_bundles: dict[str, Path]) -> None:

@@ -25,6 +25,7 @@ TAIL = 12
 """Lines of a dead builder's log that are shown."""
 DATA_SIZED = {"NonZero", "NonMaxSuppression", "If", "Loop"}
 """Ops that the host waits for while the engine runs."""
+OTHERWISE = "use form staged, or another target; if it stays, report it with the ONNX file"
 INLINE = 1_500_000_000
 """Weights beyond this many bytes lie beside the graph: protobuf ends at 2 GB."""
 
@@ -116,7 +117,7 @@ def _refusal(flavour: Flavour, name: str, model: ir.Model, result: dict[str, Any
     return BuildFailed(
         f"{flavour.name} refused {name}{f' at layer {layer}' if layer else ''}: {' '.join(text.split())}",
         where=where_of(node) if node is not None else None,
-        fix="use form staged, or another target; if it stays, report it with the ONNX file",
+        fix="give the sizes that are needed with --dim NAME=MIN:OPT:MAX" if "for profile" in text else OTHERWISE,
     )
 
 
