@@ -17,7 +17,7 @@ import yaml
 from streams import Encoder, calibration_texts, choose, rising
 
 from tpcompile import models
-from tpcompile.data import Sample, load_data
+from tpcompile.data.load import Sample, load_data
 from tpcompile.demo import model_folder
 
 SHAPES: dict[str, list[float]] = {

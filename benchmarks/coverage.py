@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import tpcompile
 from tpcompile.backends import ANY, Extent, backends
 from tpcompile.capture import capture
-from tpcompile.emit import emit
 from tpcompile.errors import TpcompileError, first_line
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import Canonicalize, Lower
 from tpcompile.passes.axesmap import AxesMap
 from tpcompile.plan import RULES

@@ -22,9 +22,9 @@ import transformers
 from tpcompile import models
 from tpcompile.capture import capture
 from tpcompile.demo import model_folder
-from tpcompile.emit import emit
 from tpcompile.errors import TpcompileError
 from tpcompile.flops import evaluate
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import PLACED, Cleanup, Compact, Pipeline, pipeline
 from tpcompile.passes.cost import polynomial, traffic
 from tpcompile.program import Program

@@ -30,10 +30,10 @@ from tpcompile.backends.tensorrt.driver import gpus
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import stage
 from tpcompile.capture import tracing
-from tpcompile.emit import emit
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, TpcompileError, first_line
 from tpcompile.models.library import timm, transformers
+from tpcompile.onnx.emit import emit
 from tpcompile.plan import Wish
 from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT

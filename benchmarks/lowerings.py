@@ -25,13 +25,13 @@ import torch
 
 from tpcompile import build
 from tpcompile.bundle import read
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.demo import model_folder
 from tpcompile.engine import load
 from tpcompile.errors import TpcompileError
 from tpcompile.kept import Kept, compose
 from tpcompile.plan import FORMS, LOWERINGS, STEP, Plan, calibrate
-from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.subject import subject_of
 from tpcompile.tune import Trial, time_in_turns
 

@@ -32,12 +32,12 @@ import tpcompile
 from tpcompile import build, models
 from tpcompile.backends import backends
 from tpcompile.backends.base import Session
-from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import TpcompileError, first_line
 from tpcompile.kept import compose
 from tpcompile.models import METHODS
 from tpcompile.models.library import timm, transformers
 from tpcompile.models.methods import predictor, svit, transkimmer
+from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.recipe import Recipe, shipped
 from tpcompile.subject import subject_of
 

@@ -21,11 +21,11 @@ from typing import Any
 from streams import Encoder, calibration_texts, choose, rising
 
 from tpcompile import api
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.demo import model_folder
 from tpcompile.engine import Engine, load
 from tpcompile.errors import TpcompileError
-from tpcompile.samples import Sample, batches, collate
 
 RATIO = 2.6
 PLANS = ((1, "stream"), (4, "stream"), (4, "length"), (16, "stream"), (16, "length"))

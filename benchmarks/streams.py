@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from tpcompile import models
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample
 from tpcompile.demo import model_folder
 from tpcompile.errors import InputError
-from tpcompile.samples import Sample
 
 CALIBRATION_TEXTS = 48
 STEPS = 16

@@ -31,16 +31,16 @@ from tpcompile.backends.tensorrt import TensorRtRtx
 from tpcompile.backends.tensorrt.builder import build_plan
 from tpcompile.backends.tensorrt.flavours import LEAST, RTX, number
 from tpcompile.chain import ChainSession
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample
 from tpcompile.demo import model_folder
-from tpcompile.emit import emit
 from tpcompile.manifest import StageInfo
-from tpcompile.onnxquant import GRIDS
+from tpcompile.onnx.emit import emit
+from tpcompile.onnx.quant import GRIDS
+from tpcompile.onnx.quantised import chained, write_quantised
+from tpcompile.onnx.stages import cut
 from tpcompile.plan import STEP, Plan, behind_sites, calibrate, narrow
-from tpcompile.quantised import chained, write_quantised
-from tpcompile.samples import Sample
 from tpcompile.spec import TensorSpec
-from tpcompile.stages import cut
 from tpcompile.subject import subject_of
 
 ROOT = Path(__file__).resolve().parent.parent

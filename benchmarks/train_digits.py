@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tpcompile import models
-from tpcompile.images import digits
+from tpcompile.data.images import digits
 from tpcompile.models.library import timm
 from tpcompile.models.sources import DIGITS
 

@@ -4,7 +4,7 @@
     python benchmarks/verdicts.py --bundle out/onnx  with another engine
 
 The engine is the shipped vision transformer of digits in ONNX Runtime, one thread. Its copy busy-waits after each call for 5 % of the
-original's median time. The intervals are the warm ones of ``tpcompile.latency.bench``, whose words are "faster" and "slower" where
+original's median time. The intervals are the warm ones of ``tpcompile.timing.latency.bench``, whose words are "faster" and "slower" where
 the interval excludes 1 by more than 1 %. Load of the machine stands beside the result.
 """
 
@@ -23,11 +23,11 @@ import numpy as np
 
 from tpcompile import api
 from tpcompile.bundle import read
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample
 from tpcompile.engine import Engine, load
-from tpcompile.latency import EFFECT, Latency, bench
 from tpcompile.recipe import Recipe
-from tpcompile.samples import Sample
+from tpcompile.timing.latency import EFFECT, Latency, bench
 
 WORDS = {1: "faster", 0: "no clear difference", -1: "slower"}
 LEAST_CONTAINED, MOST_FASTER, LEAST_SLOWER = 17, 1, 17

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpcompile.data.images import CONFIG as PREPROCESSOR
+from tpcompile.data.images import Preprocessing
 from tpcompile.errors import ModelError, TpcompileError, UsageError, first_line
-from tpcompile.images import CONFIG as PREPROCESSOR
-from tpcompile.images import Preprocessing
 from tpcompile.models import importers
 from tpcompile.models.checkpoint import digest, read_json, read_safetensors, read_saved, read_weights
 from tpcompile.models.families import find, vit

@@ -11,22 +11,23 @@ from tpcompile.errors import TpcompileError
 if TYPE_CHECKING:
     from tpcompile import models, ops
     from tpcompile.api import bench, export, impose, load, lower
-    from tpcompile.bisection import bisect
     from tpcompile.bundle import Bundle
-    from tpcompile.differ import diff
+    from tpcompile.compare.bisection import bisect
+    from tpcompile.compare.differ import diff
     from tpcompile.engine import Engine
-    from tpcompile.latency import Latency
-    from tpcompile.parity import Parity
     from tpcompile.program import Program
-    from tpcompile.proving import validate
-    from tpcompile.verification import verify
+    from tpcompile.proof.parity import Parity
+    from tpcompile.proof.proving import validate
+    from tpcompile.proof.verification import verify
+    from tpcompile.timing.latency import Latency
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Bundle": "bundle", "Engine": "engine", "Latency": "latency", "Parity": "parity", "Program": "program",
-    "bench": "api", "bisect": "bisection", "diff": "differ", "export": "api", "impose": "api", "load": "engine", "lower": "api",
-    "validate": "proving", "verify": "verification",
+    "Bundle": "bundle", "Engine": "engine", "Latency": "timing.latency", "Parity": "proof.parity", "Program": "program",
+    "bench": "api", "bisect": "compare.bisection", "diff": "compare.differ",
+    "export": "api", "impose": "api", "load": "engine", "lower": "api",
+    "validate": "proof.proving", "verify": "proof.verification",
 }  # fmt: skip
 
 __all__ = [

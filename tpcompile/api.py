@@ -12,29 +12,29 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
-from tpcompile import overview, spectrogram
-from tpcompile.attribution import attribute as find_attribution
 from tpcompile.backends import backend
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
 from tpcompile.capture import Dynamic, capture
+from tpcompile.data.feeds import batch_of, samples_of
+from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, UsageError
-from tpcompile.feeds import batch_of, samples_of
 from tpcompile.flops import Counts
-from tpcompile.footprint import peaks
-from tpcompile.latency import EFFECT, Latency
-from tpcompile.latency import bench as measure_latency
 from tpcompile.passes import Canonicalize, Dump, Impose, pipeline
 from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
-from tpcompile.proving import Progress, validate
-from tpcompile.report import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
-from tpcompile.report import write as write_report
-from tpcompile.samples import Sample, batches, collate
+from tpcompile.proof.proving import Progress, validate
+from tpcompile.report import overview, spectrogram
+from tpcompile.report.page import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
+from tpcompile.report.page import write as write_report
 from tpcompile.subject import subject_of
-from tpcompile.targets import Slo
+from tpcompile.timing.attribution import attribute as find_attribution
+from tpcompile.timing.footprint import peaks
+from tpcompile.timing.latency import EFFECT, Latency
+from tpcompile.timing.latency import bench as measure_latency
+from tpcompile.timing.targets import Slo
 
 Model = nn.Module | ExportedProgram | Program | str | Path
 
@@ -177,7 +177,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
           repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
           confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
           memory: bool = True, attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
-    """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.latency``.
+    """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.timing.latency``.
 
     Args:
         path: the bundle.

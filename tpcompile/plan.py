@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
 from tpcompile.passes.lower import Lower
 from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT, Rows
-from tpcompile.samples import Sample
 
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 MEDIAN = 0.5
@@ -26,7 +26,7 @@ LADDERS = (STEP, (32,))
 """Those that are tried where an input may be padded."""
 
 Data = str | Path | Sequence[Mapping[str, Any]]
-"""A data specification (``tpcompile.data.load_data``), or inputs by name, a mapping a sample."""
+"""A data specification (``tpcompile.data.load.load_data``), or inputs by name, a mapping a sample."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from tpcompile import environment
 from tpcompile.backends import Extent, backend
-from tpcompile.difference import NOISE, TOLERANCE
-from tpcompile.emit import OnnxModel
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
+from tpcompile.onnx.emit import OnnxModel
 from tpcompile.passes.cost import polynomial
 from tpcompile.passes.lower import Lower
 from tpcompile.plan import Plan
 from tpcompile.program import Program
+from tpcompile.proof.difference import NOISE, TOLERANCE
 from tpcompile.spec import TensorSpec
 
 if TYPE_CHECKING:

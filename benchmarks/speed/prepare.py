@@ -14,14 +14,15 @@ import onnx
 from cells import WORKLOADS, Cell
 from workloads import Chosen, prepare
 
-from tpcompile import api, build, emit
+from tpcompile import api, build
 from tpcompile import bundle as bundles
 from tpcompile.capture import capture
+from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.flops import Counts, saving
-from tpcompile.onnxfuse import fuse_attention
+from tpcompile.onnx import emit
+from tpcompile.onnx.fuse import fuse_attention
 from tpcompile.passes import pipeline
 from tpcompile.plan import Wish
-from tpcompile.samples import Sample, batches, collate
 from tpcompile.subject import Subject, subject_of
 
 DATA = "model.onnx.data"

@@ -20,11 +20,11 @@ from streams import STEPS, Encoder, calibration_texts, choose, rising
 from torch import nn
 
 from tpcompile import models
-from tpcompile.data import docstrings, load_data, open_tokenizer
+from tpcompile.data.images import CONFIG, Preprocessing, open_image
+from tpcompile.data.load import docstrings, load_data, open_tokenizer
+from tpcompile.data.samples import Sample
 from tpcompile.demo import model_folder
-from tpcompile.images import CONFIG, Preprocessing, open_image
 from tpcompile.models.library import transformers
-from tpcompile.samples import Sample
 
 CALIBRATION, TRIED = 4, 12
 """Inputs that thresholds are chosen on, and that an export measures."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpcompile.backends import Session, backend, backends
-from tpcompile.emit import OnnxModel
+from tpcompile.onnx.emit import OnnxModel
 
 Opened = Callable[[str, OnnxModel], AbstractContextManager[Session]]
 

@@ -11,11 +11,11 @@ from torch import nn
 import tpcompile
 from tpcompile import models
 from tpcompile.backends import backend, backends
-from tpcompile.emit import OnnxModel, emit
 from tpcompile.errors import MarkError, UsageError
 from tpcompile.kept import compose
 from tpcompile.models.library import timm
 from tpcompile.models.methods.predictor import ATTRIBUTE, Predictor
+from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.passes import DEFAULT, Lower
 from tpcompile.plan import Wish, settle
 from tpcompile.program import Program

@@ -16,9 +16,9 @@ from torch import nn
 import tpcompile
 from tpcompile import models
 from tpcompile.backends import Session, backends
-from tpcompile.emit import OnnxModel, emit
 from tpcompile.kept import Kept, compose
 from tpcompile.models.importers import deit, dynamicvit, evit, ltmp
+from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.program import Program
 
 Opened = Callable[[str, OnnxModel], AbstractContextManager[Session]]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tpcompile
 from tpcompile import models
 from tpcompile.backends import backend, backends
-from tpcompile.emit import emit
 from tpcompile.models.library import transformers
+from tpcompile.onnx.emit import emit
 
 TARGETS = [name for name in ("onnx", "openvino") if name in backends() and backends()[name].probe().ok]
 STAGES = [{"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75}]

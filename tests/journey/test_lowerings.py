@@ -195,9 +195,9 @@ def test_static_counts_what_overflows(compiled: tuple[str, Compiled], target: st
 
 def validated(path: Path, rows: list[dict[str, Any]]) -> Any:
     """`validate` on arrays of the caller."""
+    from tpcompile.data.samples import Sample
     from tpcompile.engine import open_reference
-    from tpcompile.parity import validate
-    from tpcompile.samples import Sample
+    from tpcompile.proof.parity import validate
 
     with tpcompile.load(path) as engine, open_reference(read(path)) as reference:
         static = engine.manifest.lowering == "static"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import tpcompile
 from tpcompile import models
 from tpcompile.backends import Session, backends
-from tpcompile.emit import OnnxModel, emit
 from tpcompile.kept import compose
 from tpcompile.models import Pruned
 from tpcompile.models.importers import as_vit, top, transkimmer
+from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.program import Program
 
 Opened = Callable[[str, OnnxModel], AbstractContextManager[Session]]

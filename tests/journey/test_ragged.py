@@ -14,9 +14,9 @@ from tpcompile import bundle as bundles
 from tpcompile.backends import backends
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.cli import main
-from tpcompile.data import load_data
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.engine import Engine
-from tpcompile.samples import Sample, batches, collate, split
 from tpcompile.subject import subject_of
 
 TARGETS = [name for name, found in backends().items() if found.probe().ok]

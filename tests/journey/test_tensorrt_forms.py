@@ -19,11 +19,11 @@ from tpcompile.backends.tensorrt.builder import build_plan
 from tpcompile.backends.tensorrt.flavours import RTX
 from tpcompile.bundle import read
 from tpcompile.cli import main
+from tpcompile.data.samples import Sample
 from tpcompile.engine import check
 from tpcompile.errors import InputError, UsageError
-from tpcompile.parity import TOLERANCE
 from tpcompile.plan import Wish, behind_sites, settle
-from tpcompile.samples import Sample
+from tpcompile.proof.parity import TOLERANCE
 from tpcompile.subject import subject_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from tpcompile import models
 from tpcompile.backends import backends
 from tpcompile.capture import capture
 from tpcompile.compat import ensure_torchvision
-from tpcompile.emit import emit
-from tpcompile.images import digits
+from tpcompile.data.images import digits
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import pipeline
 from tpcompile.passes.cost import polynomial
 from tpcompile.recipe import Recipe

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tpcompile import models
+from tpcompile.data.images import Preprocessing, digits
 from tpcompile.errors import ModelError, UsageError
-from tpcompile.images import Preprocessing, digits
 from tpcompile.models.library import timm
 from tpcompile.models.sources import DIGITS
 from tpcompile.recipe import Recipe

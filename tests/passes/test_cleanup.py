@@ -7,7 +7,7 @@ from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.emit import emit
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import Cleanup, Lower, Pipeline, pipeline
 from tpcompile.program import Program, Stage
 

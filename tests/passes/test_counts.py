@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.backends import backends
 from tpcompile.capture import capture
-from tpcompile.emit import emit
 from tpcompile.errors import UnmaskedFold
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import DEFAULT, Lower, pipeline
 from tpcompile.program import Program
 from tpcompile.rows import Rows

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tpcompile import bundle as bundles
-from tpcompile.images import CONFIG, Preprocessing
+from tpcompile.data.images import CONFIG, Preprocessing
 from tpcompile.manifest import PatchesInfo
 from tpcompile.spec import Patches
 

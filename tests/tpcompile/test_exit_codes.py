@@ -62,7 +62,7 @@ def a_sound_engine(desk: Desk) -> Result:
 @leaves(1, r"InternalError: this is a bug in tpcompile: ZeroDivisionError: ")
 def a_bug(desk: Desk) -> Result:
     desk.patch.setattr("tempfile.tempdir", str(desk.folder))  # where the traceback is kept
-    desk.patch.setattr("tpcompile.parity.measure", lambda *_: 1 / 0)
+    desk.patch.setattr("tpcompile.proof.parity.measure", lambda *_: 1 / 0)
     return desk("validate", desk.bundle, "--data", desk.texts)
 
 

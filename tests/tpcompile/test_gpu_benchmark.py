@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tpcompile.parity import TOLERANCE
+from tpcompile.proof.parity import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tpcompile.parity import TOLERANCE
+from tpcompile.proof.parity import TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tpcompile import ops
 from tpcompile.capture import capture
 from tpcompile.cli import main
+from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
 from tpcompile.passes import DEFAULT
 from tpcompile.plan import AUTO, OTHERWISE, RULES, STEP, Plan, Wish, calibrate, candidates, settle
 from tpcompile.program import Program
-from tpcompile.samples import Sample
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lowering": "packed"}, "unknown lowering 'packed'\n  fix     use one of: auto, dynamic, bucketed, static"),

@@ -29,7 +29,7 @@ def diff(settings: Settings, a: Path, b: Path, fail: bool) -> None:
     Versions and hardware are shown, but are no difference: the same model gives the same bundle anywhere.
     """
     with settings.work():
-        from tpcompile import differ
+        from tpcompile.compare import differ
 
         found = differ.diff(a, b)
     settings.emit(found.to_json(), found.text())
@@ -96,8 +96,8 @@ def bisect(settings: Settings, /, bundle: Path | None, model: str | None, **opti
         )
     method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
     with settings.work() as progress:
-        from tpcompile import bisection
         from tpcompile import bundle as store
+        from tpcompile.compare import bisection
 
         subject = store.read(bundle).path if bundle is not None else str(model)
         found = bisection.bisect(subject, method=method, parameters=parameters, progress=progress, **options)

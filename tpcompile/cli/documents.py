@@ -148,7 +148,7 @@ class FileDiffers(TypedDict):
 
 
 class Compared(TypedDict):
-    """``diff``; the rows are those of ``tpcompile.differ`` and ``tpcompile.graphdiff``."""
+    """``diff``; the rows are those of ``tpcompile.compare.differ`` and ``tpcompile.compare.graphdiff``."""
 
     a: str
     b: str
@@ -288,10 +288,10 @@ class SchemaShown(TypedDict):
 
 def documents() -> dict[str, tuple[type, ...]]:
     """Verb -> the types whose fields its document has, besides ``schema_version`` and ``verb``."""
-    from tpcompile.findings import Bisection
-    from tpcompile.latency import Latency
-    from tpcompile.parity import Parity
-    from tpcompile.verification import Verification
+    from tpcompile.compare.findings import Bisection
+    from tpcompile.proof.parity import Parity
+    from tpcompile.proof.verification import Verification
+    from tpcompile.timing.latency import Latency
 
     return {
         "demo": (Demonstrated,), "export": (Exported,), "validate": (InBundle, Parity), "bench": (InBundle, Latency, Summed),

@@ -97,7 +97,7 @@ def verify(settings: Settings, bundle: Path) -> None:
     manifest says, 5 where the engine no longer gives the recorded outputs.
     """
     with settings.work():
-        from tpcompile import verification
+        from tpcompile.proof import verification
 
         found = verification.verify(bundle)
     leave(settings, found, bundle)

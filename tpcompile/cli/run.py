@@ -126,7 +126,7 @@ def _encoded(bundle: Path, text: str, names: Sequence[str]) -> Given:
     """The engine's inputs, int64 ``[1, n]``, and the tokens, for one text."""
     import numpy as np
 
-    from tpcompile.data import open_tokenizer
+    from tpcompile.data.load import open_tokenizer
 
     if not text.strip():
         raise InputError("the text is empty", fix="tpcompile run DIR --text 'some words'")
@@ -140,8 +140,8 @@ def _encoded(bundle: Path, text: str, names: Sequence[str]) -> Given:
 
 def _seen(bundle: Path, path: Path, names: Sequence[str]) -> Given:
     """The engine's input, float32 ``[1, C, H, W]``, and the picture, for one image."""
-    from tpcompile.images import Preprocessing, open_image
-    from tpcompile.pictures import image_sample
+    from tpcompile.data.images import Preprocessing, open_image
+    from tpcompile.data.pictures import image_sample
 
     preprocessing = Preprocessing.read(bundle)
     sample = image_sample(str(path), None, open_image(path), preprocessing, names)
@@ -185,7 +185,7 @@ def _archive(file: BinaryIO, outputs: Mapping[str, "Array"]) -> None:
 
 def _draw(file: BinaryIO, answer: Answer) -> None:
     """The picture and a panel per site."""
-    from tpcompile import patchview
+    from tpcompile.report import patchview
 
     if answer.given.picture is not None and answer.patches is not None:
         grids = [patchview.grid(mask, answer.patches) for mask in answer.kept.masks]
@@ -260,7 +260,7 @@ def _page(answer: Answer) -> str:
 
 def _drawn(head: str, mask: "Array", patches: "Patches") -> list[str]:
     """A site's counts, and below them its grid: a character per patch."""
-    from tpcompile import patchview
+    from tpcompile.report import patchview
 
     return [head + patchview.counts(mask, patches), *(f"  {line}" for line in patchview.lines(patchview.grid(mask, patches)))]
 

@@ -19,7 +19,7 @@ from tpcompile.backends.tensorrt.flavours import Flavour
 from tpcompile.backends.tensorrt.graph import profile
 from tpcompile.backends.tensorrt.label import Label, write
 from tpcompile.errors import BuildFailed
-from tpcompile.onnxlower import where_of
+from tpcompile.onnx.lower import where_of
 
 TAIL = 12
 """Lines of a dead builder's log that are shown."""

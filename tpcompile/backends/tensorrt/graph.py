@@ -9,8 +9,8 @@ import onnx_ir as ir
 from tpcompile.backends.base import Extent
 from tpcompile.backends.tensorrt.flavours import Flavour
 from tpcompile.errors import BuildFailed, UsageError
-from tpcompile.onnxlower import check_counts, largest, write_out_attention, write_out_nonzero
-from tpcompile.onnxtypes import LOW, retype
+from tpcompile.onnx.lower import check_counts, largest, write_out_attention, write_out_nonzero
+from tpcompile.onnx.types import LOW, retype
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,1 @@
+"""Samples: what an engine is calibrated, proved and timed on."""

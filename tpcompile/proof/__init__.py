@@ -1,0 +1,1 @@
+"""Is the engine the model, and is the pruned model good enough: ``validate`` and ``verify``."""

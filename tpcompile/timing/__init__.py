@@ -1,0 +1,1 @@
+"""Is the engine faster, and where does the time go: ``bench``."""
