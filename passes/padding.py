@@ -6,7 +6,9 @@ padding alone have the same such tokens. What is left to show is that nothing be
 
 1. what is folded over the whole sequence before the site sees its neutral value at the padding;
 2. no position is counted from the end, and no op before the site mixes positions;
-3. the length is a shape, or the end of a slice from the front, and never a number.
+3. the length is a shape, or the end of a slice or a range from the front, and never a number.
+
+A dim runs over padding where the length is in its size: what is made of the length alone (positions, ones) is linked to no site.
 
 Padding stands on the right, and position 0 is no padding.
 """
@@ -30,11 +32,14 @@ from tpcompile.passes.masks import BITS
 from tpcompile.passes.place import Place, Proof
 from tpcompile.passes.recognise import states
 from tpcompile.passes.rules import bind
+from tpcompile.passes.rules.base import Size, size
 from tpcompile.program import Program
 
 aten = torch.ops.aten
-SHAPES = frozenset({"size", "shape", "end"})
-"""Arguments at which a length is a shape, or where a slice from the front ends."""
+SHAPES = frozenset({"size", "shape"})
+"""Arguments at which a length is a shape."""
+ENDS = frozenset({aten.slice.Tensor, aten.arange.default, aten.arange.start_step})
+"""Ops whose ``end`` says how much there is, and nothing of what it is, where they begin in front."""
 TRIED = 8
 """Hidden states that the site is tried at."""
 
@@ -67,14 +72,14 @@ def prove_padding(program: Program, batch: str = "one") -> Padding:
     """
     given, error = program.placeholders(), None
     names = {spec.name: spec.shape for spec in program.inputs}
-    _shapes(program)
     for mask in sorted(bit_inputs(program)):
         dim = names[given[mask]][1]
         if not isinstance(dim, str):
             continue
+        _shapes(program, mask)
         for trial in _trials(replace(program, bits=frozenset({mask})), mask):
             try:
-                return Padding(given[mask], dim, _proved(trial, batch, program))
+                return Padding(given[mask], dim, _proved(trial, mask, batch, program))
             except (AxisError, MarkError) as refused:
                 error = error or refused
     if error is not None:
@@ -92,7 +97,7 @@ def _trials(program: Program, mask: str) -> Iterator[Program]:
             yield share(trial)
 
 
-def _proved(trial: Program, batch: str, program: Program) -> tuple[str, ...]:
+def _proved(trial: Program, mask: str, batch: str, program: Program) -> tuple[str, ...]:
     """What the proof takes for granted beside what the program's own takes.
 
     Raises:
@@ -106,19 +111,30 @@ def _proved(trial: Program, batch: str, program: Program) -> tuple[str, ...]:
     proof = Proof(marked, axes, levels, Facts(marked.graph, axes, keeps, marked.constants(), marked.bits, levels.nested))
     for call in axes.calls.values():
         if call.node.target is not PRUNE:
-            _unmoved(call, proof)
+            _unmoved(call, proof, _length(marked, mask))
     own = Place()(Mark(batch)(program)).assumptions
     return tuple(f"padding: {text}" for text in placed.assumptions if text not in own)
 
 
-def _unmoved(call: Described, proof: Proof) -> None:
+def _length(program: Program, mask: str) -> Size:
+    """The symbol of the length of the sequence."""
+    return size(program.node(mask).meta["val"].shape[1])
+
+
+def _runs(node: fx.Node, dim: int, length: Size) -> bool:
+    """Whether a dim of a node's (first) output has the length in its size."""
+    return bool(size(node.meta["val"].shape[dim]).has(length))
+
+
+def _unmoved(call: Described, proof: Proof, length: Size) -> None:
     """Cases 1 and 2, of one op over the whole sequence."""
     if call.factors is None:
-        if any(proof.axes.token_dims(operand) for operand in call.operands):
+        tensors = [n for n in (*call.operands, call.node) if isinstance(n.meta["val"], torch.Tensor)]
+        if any(_runs(n, d, length) for n in tensors for d in range(n.meta["val"].dim())):
             raise refusal(RigidAxis, call.node, f"no axis rule for {call.node.target}, which reads padding", "add a rule for it")
         return
     for factor in sorted(call.factors.names):
-        token = any(proof.axes.is_token(n, d) for i, n in enumerate(call.operands) for d in call.of(i, factor))
+        token = any(_runs(n, d, length) for i, n in enumerate(call.operands) for d in call.of(i, factor))
         if not token or proof.levels.factor(call, factor) > 0:
             continue
         loose = factor.startswith(LOOSE) or factor in call.factors.rigid
@@ -129,24 +145,22 @@ def _unmoved(call: Described, proof: Proof) -> None:
             )
 
 
-def _shapes(program: Program) -> None:
+def _shapes(program: Program, mask: str) -> None:
     """Case 3: whatever asks for the length of the sequence."""
-    axes = AxesMap(program.graph)
+    length = _length(program, mask)
     for node in program.graph.nodes:
-        source, dim = [*node.args, None, None][:2]
-        length = node.target is aten.sym_size.int and isinstance(source, fx.Node) and axes.is_token(source, int(str(dim)))
-        if length or node.target is aten.sym_numel.default:
+        if isinstance(value := node.meta.get("val"), torch.SymInt) and size(value).has(length):
             _shape_only(node)
 
 
-def _shape_only(size: fx.Node) -> None:
+def _shape_only(length: fx.Node) -> None:
     """The same, of one size."""
-    for user in size.users:
+    for user in length.users:
         known = isinstance(user.target, torch._ops.OpOverload)
-        given = bind(user.target, user.args, user.kwargs) if known else {"": size}  # type: ignore[arg-type]  # just compared
-        places = {name for name, value in given.items() if value is size or (isinstance(value, (list, tuple)) and size in value)}
-        front = user.target is not aten.slice.Tensor or given.get("start") in (0, None)
-        if not places <= SHAPES or not front:
+        given = bind(user.target, user.args, user.kwargs) if known else {"": length}  # type: ignore[arg-type]  # just compared
+        places = {name for name, value in given.items() if value is length or (isinstance(value, (list, tuple)) and length in value)}
+        front = user.target in ENDS and given.get("start") in (0, None)
+        if not places <= (SHAPES | {"end"} if front else SHAPES):
             raise refusal(
                 RigidAxis, user, "the padded length is used as a number", "count tokens by the attention mask, not by the shape"
             )

@@ -35,6 +35,14 @@ class Encoder(nn.Module):
             x = x - x.mean(1, keepdim=True)
         if self.slip == "last":
             x = x + x[:, -1:]
+        if self.slip == "made":
+            x = x + torch.ones(length).sum(0)
+        if self.slip == "newest":
+            x = x + torch.arange(length)[-1]
+        if self.slip == "range":
+            x = x + torch.linspace(0, length, 5).sum(0)
+        if self.slip == "table":
+            x = x + self.words(torch.arange(length)).sum(0)
         logits = self.q(x) @ self.k(x).transpose(1, 2)
         if self.slip != "open":
             logits = logits + torch.where(alive, 0.0, -1e4)[:, None]
@@ -73,6 +81,10 @@ def test_an_attention_mask_that_hides_padding_proves_it(toy: Toy) -> None:
     [
         ("number", "the padded length is used as a number"),
         ("last", "reads"),
+        ("made", "aten.sum.dim_IntList reads padding"),
+        ("newest", "aten.select.int reads padding"),
+        ("range", "the padded length is used as a number"),
+        ("table", "aten.sum.dim_IntList reads padding"),
         ("mean", "padding"),
         ("open", "softmax"),
     ],
