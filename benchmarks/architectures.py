@@ -25,6 +25,8 @@ class Scale:
 
 
 SMALL = Scale(32, 4, 3, (19, 33, 12), 32, 8)
+TINY = Scale(32, 4, 2, (9, 14), 32, 8)
+"""For the gate."""
 LARGE = Scale(384, 6, 6, (256, 256, 256), 224, 16)
 """For times: the width of DeiT-S, and half its depth."""
 
@@ -176,7 +178,7 @@ def vision(name: str, prefix: int = 1, outputs: tuple[str, ...] = ("last_hidden_
 
 def frames(scale: Scale) -> int:
     """Frames of a spectrogram: two for a token."""
-    return 2 * (24 if scale is SMALL else 256)
+    return 2 * (256 if scale is LARGE else 24)
 
 
 def patches(scale: Scale) -> int:
@@ -318,5 +320,5 @@ ROWS: dict[str, Row] = {
 }
 """The architectures, texts first, then images, then sound, then what is refused."""
 
-SAMPLE = ("ModernBERT", "T5 encoder", "Marian encoder", "EVA-02 with RoPE (timm)", "YOLOS", "AST")
-"""The rows of the gate, tests/strangers/test_coverage.py: window masks, relative bias, rotary angles, images, sound."""
+SAMPLE = ("ModernBERT", "T5 encoder", "EVA-02 with RoPE (timm)", "YOLOS", "AST", "Swin")
+"""The rows of the gate, tests/strangers/test_coverage.py: window masks, relative bias, rotary angles, images, sound, a refusal."""

@@ -274,6 +274,9 @@ def page(document: Mapping[str, Any]) -> str:
         "- *realised*: how much of that is time, ONNX Runtime and OpenVINO: dense over pruned engine in turns, batch 1, one thread,",
         "  shapes seen before, over the FLOPs ratio.",
         "",
+        "`atome` merges frames of sound and refuses both families here; `tests/models/methods/test_atome.py` holds it to its",
+        "definition on AST and Whisper's encoder, and it is not timed.",
+        "",
         "| method | family | form | sites | count | eager | ONNX Runtime | OpenVINO | recipe | FLOPs | realised |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]

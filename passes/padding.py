@@ -141,7 +141,10 @@ def _unmoved(call: Described, proof: Proof, length: Size) -> None:
         folds = factor in call.factors.folds and 1 not in proof.neutral(call, factor, call.factors.folds[factor])
         if loose or folds:
             raise refusal(
-                RigidAxis, call.node, f"{call.node.target} reads padding as if it were tokens", "multiply by the attention mask before"
+                RigidAxis,
+                call.node,
+                f"{call.node.target} reads padding as if it were tokens",
+                "multiply by the attention mask before",
             )
 
 
@@ -158,7 +161,9 @@ def _shape_only(length: fx.Node) -> None:
     for user in length.users:
         known = isinstance(user.target, torch._ops.OpOverload)
         given = bind(user.target, user.args, user.kwargs) if known else {"": length}  # type: ignore[arg-type]  # just compared
-        places = {name for name, value in given.items() if value is length or (isinstance(value, (list, tuple)) and length in value)}
+        places = {
+            name for name, value in given.items() if value is length or (isinstance(value, (list, tuple)) and length in value)
+        }
         front = user.target in ENDS and given.get("start") in (0, None)
         if not places <= (SHAPES | {"end"} if front else SHAPES):
             raise refusal(
