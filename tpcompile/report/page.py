@@ -199,7 +199,8 @@ def render(data: ReportData) -> str:
         .render(
             data=data,
             stages=stages,
-            things=("image", "images") if first.manifest.patches else ("text", "texts"),
+            things=_things(first.manifest),
+            drawn=first.manifest.patches is not None,
             veil=f"rgb({patchview.SHADE} {patchview.SHADE} {patchview.SHADE} / {patchview.WEIGHT})",
             alive=_alive_chart(first.parity, stages),
             curves={run.name: {name: _curves(phase) for name, phase in _phases(run.latency)} for run in data.runs},
@@ -209,6 +210,13 @@ def render(data: ReportData) -> str:
             height=HEIGHT,
         )
     )
+
+
+def _things(manifest: Manifest) -> tuple[str, str]:
+    """What a sample is called, one and many; a spectrogram ``[B, T, F]`` has no channels."""
+    if manifest.patches is None:
+        return "text", "texts"
+    return ("recording", "recordings") if any(len(spec.shape) == 3 for spec in manifest.inputs) else ("image", "images")
 
 
 def environment() -> "Environment":

@@ -281,6 +281,14 @@ def test_a_report_on_images_speaks_of_images():
     assert "Patches that were kept" not in html
 
 
+def test_a_report_on_spectrograms_speaks_of_recordings():
+    sound = TensorInfo(name="input_values", dtype="float32", shape=(1, 48, 16))
+    run = EngineRun(manifest(patches=PatchesInfo.of(GRID)).model_copy(update={"inputs": (sound,)}), parity(), latency())
+    html = render(ReportData("Report", (run,), ()))
+    assert "Measured on 40 real recordings, proved on 40." in html
+    assert "img-src data:" in html
+
+
 def test_a_report_on_texts_allows_no_images():
     assert "img-src" not in document()
     assert "<image" not in document()
