@@ -60,10 +60,10 @@ def least(quantile: float, confidence: float = SUPPORT) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(quantile))
 
 
-def summarise(milliseconds: NDArray[np.float64]) -> Summary:
-    """Sum, mean and the percentiles that ``[n]`` times support."""
+def summarise(milliseconds: NDArray[np.float64], inputs: int | None = None) -> Summary:
+    """Sum, mean and the percentiles that ``[n]`` times support; of fewer ``inputs`` run again and again, those that the inputs do."""
     n = len(milliseconds)
-    known = [float(np.quantile(milliseconds, q)) if n >= least(q) else None for q in QUANTILES]
+    known = [float(np.quantile(milliseconds, q)) if (inputs or n) >= least(q) else None for q in QUANTILES]
     return Summary(n, float(milliseconds.sum()), float(milliseconds.mean()), *known)
 
 

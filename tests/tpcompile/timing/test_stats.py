@@ -22,6 +22,7 @@ def test_percentiles_only_where_supported(n, known):
     summary = summarise(np.arange(1.0, n + 1))
     assert sum(value is not None for value in (summary.p50, summary.p90, summary.p95, summary.p99)) == known
     assert summary.total == n * (n + 1) / 2
+    assert (summarise(np.arange(300.0), n).p99 is None) == (n < 299)  # calls of few inputs are no samples
 
 
 @settings(deadline=None)
