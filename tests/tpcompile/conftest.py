@@ -118,7 +118,7 @@ def text_bundles(text_compiled: "Compiled", tmp_path_factory: pytest.TempPathFac
     from tpcompile.build import fill
 
     found = {}
-    for target in [name for name, backend in backends().items() if name in ("onnx", "openvino") and backend.probe().ok]:
+    for target in [name for name, backend in backends().items() if backend.probe().devices]:
         found[target] = tmp_path_factory.mktemp("texts") / target
         with bundles.stage(found[target]) as folder:
             fill(folder, text_compiled, target)
