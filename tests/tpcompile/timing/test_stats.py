@@ -67,6 +67,13 @@ def test_few_pairs_or_one_pass_say_nothing():
         assert (found.value, found.low, found.high) == (pytest.approx(3.0), 0.0, math.inf)
 
 
+def test_a_ratio_is_positive_however_little_is_known():
+    """Two passes that differ by a factor of three."""
+    second = np.ones((2, 30))
+    found = paired_ratio(second * np.array([[0.5], [1.5]]), second, 0.95, 0)
+    assert 0 < found.low < 0.5 < 1.5 < found.high < math.inf
+
+
 def noisy(kind, rng, factor=1.0, passes=6, n=40):
     """Two engines' times on a machine with noise of one kind; the second takes ``factor`` times the first's."""
     base = rng.uniform(1, 4, n) * np.exp(rng.normal(0, 0.005, (2, passes, 1)))  # sessions differ by half a percent
