@@ -176,12 +176,11 @@ def test_only_the_first_differing_site_is_compared():
     assert {flip.site for flip in flips} == {0}
 
 
-def test_a_known_threshold_gives_the_exact_margin():
-    truth, got = one_site([0.1, 0.5, 0.9], 0.5), one_site([0.1, 0.49, 0.9], 0.5)
-    (flip,), _ = compare_kept(got, truth, 3, thresholds=[0.5])
-    assert flip.margin == 0.0
+@pytest.mark.parametrize(("wrong", "margin"), [(0.49, 0.01 / 0.9), (0.2, 0.3 / 0.9), (np.nan, np.inf)])
+def test_a_flip_far_off_is_not_excused_by_a_neighbour_near_the_threshold(wrong, margin):
+    truth, got = one_site([0.4999999, 0.5, 0.9], 0.5), one_site([0.4999999, wrong, 0.9], 0.5)
     (flip,), _ = compare_kept(got, truth, 3)
-    assert flip.margin == pytest.approx(0.01 / 0.9)
+    assert flip.margin == pytest.approx(margin, rel=1e-5)
 
 
 scores = hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(0, 1, width=32))
@@ -264,9 +263,16 @@ def test_gates_against_dense():
     assert (parity.verdict, parity.exit_code) == ("FAILED", 6)
     assert "agreement with dense (recall@1)" in parity.reason
     assert run(Model(), data, dense, max_drop=0.0).verdict == "PASSED"
-    assert run(Model(), data, dense, max_drop=0.0, confidence=0.9).verdict == "PASSED"  # too few cases for an interval
+    assert run(Model(), data, dense, max_drop=0.0, confidence=0.9).exit_code == 10  # too few cases for an interval
     assert run(Model(), data, dense, max_drop=-0.1).exit_code == 6
     assert run(Model(shift=1), data, dense, max_drop=-0.1).exit_code == 5  # parity first
+
+
+def test_a_dense_model_that_gives_nan_answers_no_gate():
+    dense = Model(shift=math.nan)
+    assert run(Model(), dense=dense).verdict == "PASSED"
+    parity = run(Model(), dense=dense, min_agreement=0.5)
+    assert (parity.verdict, parity.exit_code, parity.task) == ("INCONCLUSIVE", 10, None)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,10 @@ def test_gates_against_dense():
         ({"data": []}, InputError, "no samples"),
         ({"tolerance": 0.0}, UsageError, "tolerance"),
         ({"tolerance": math.nan}, UsageError, "tolerance"),
+        ({"tolerance": math.inf}, UsageError, "tolerance"),
+        ({"noise": math.inf}, UsageError, "noise"),
+        ({"min_agreement": math.nan, "dense": RIGHT}, UsageError, "min_agreement is no number"),
+        ({"confidence": math.nan}, UsageError, "confidence"),
         ({"min_agreement": 0.9}, UsageError, "there is none"),
         ({"max_drop": 0.1, "dense": RIGHT}, UsageError, "right answers"),
     ],
