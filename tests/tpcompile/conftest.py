@@ -13,7 +13,7 @@ from tpcompile.data.images import CONFIG, Preprocessing
 from tpcompile.manifest import PatchesInfo
 from tpcompile.spec import Patches
 
-sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py, which is no test
+sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py and bundle_parts.py, which are no tests
 
 GRID = Patches(1, 4, 4)
 
@@ -26,6 +26,16 @@ def _root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A bundle of a few bytes, of ``bundle_parts``."""
+    from bundle_parts import fill
+
+    with bundles.stage(tmp_path / "out") as folder:
+        fill(folder)
+    return tmp_path / "out"
 
 
 def tiny_vit() -> "object":
