@@ -123,4 +123,4 @@ def vacant(folder: Path) -> None:
         UsageError: it does.
     """
     if folder.exists():
-        raise UsageError(f"{folder} exists", fix="choose another folder for the worst samples")
+        raise UsageError(f"{folder} exists", fix="choose another folder, or remove it")

@@ -258,12 +258,17 @@ def _record(
     plain, _, kept, expected, truth, full = run
     flips, heard = compare_kept(kept, truth, len(truth.scores[0]) if truth.scores else sample.length)
     outputs = compare_outputs(plain, expected, law)
-    verdict, reason = judge(outputs, flips, law, noise, kept.lost if static else ())
+    verdict, reason = judge(outputs, flips, law, noise, _crowded_out(kept) if static else ())
     to_dense = {name: cosine(plain[name], full[name]) for name in full if name in plain and plain[name].shape == full[name].shape}
     record = SampleParity(
         index, sample.length, kept.counts, kept.stored, verdict, reason, flips, outputs, to_dense, margins(truth)
     )
     return record, heard
+
+
+def _crowded_out(kept: KeptSets) -> tuple[int, ...]:
+    """Per site, tokens that found no room; none where rows are free: those were dropped by mistake."""
+    return tuple(n if alive >= rows else 0 for n, alive, rows in zip(kept.lost, kept.counts, kept.stored, strict=True))
 
 
 def _check(

@@ -148,6 +148,30 @@ def test_flip_outside_noise_fails():
     assert "site 0: the engine dropped token 1" in parity.reason
 
 
+@pytest.mark.parametrize(("free", "verdict", "code"), [(0, "overflow", 0), (1, "failed", 5)])
+def test_a_token_is_crowded_out_only_where_no_row_is_free(free, verdict, code):
+    class Static(Model):
+        def kept_each(self, **inputs):
+            outputs, (kept,) = super().kept_each(**inputs)
+            if kept.counts[0] < 3:
+                return outputs, (Stored(kept.masks, kept.scores, (0,), rows=2),)
+            mask = kept.masks[0].copy()
+            mask[np.flatnonzero(mask)[0]] = False
+            return outputs, (Stored((mask,), kept.scores, (1,), rows=2 + free),)
+
+    @dataclass(frozen=True)
+    class Stored(Kept):
+        rows: int = 0
+
+        @property
+        def stored(self):
+            return (self.rows,)
+
+    parity = run(Static(), [*DATA, sample([60, 70, 80])], static=True)
+    assert [record.verdict for record in parity.samples] == ["equal", "equal", "equal", verdict]
+    assert (parity.overflow, parity.exit_code) == (int(not free), code)
+
+
 def test_only_flips_is_inconclusive():
     parity = run(Model(wobble=-1e-8), [sample([10, 50, 90])])
     assert (parity.verdict, parity.exit_code) == ("INCONCLUSIVE", 10)
