@@ -253,6 +253,11 @@ def test_recall_of_pairs():
     assert (task.dense, task.pruned, task.agreement, task.drop) == (1.0, 0.5, 0.5, 0.5)
 
 
+def test_one_target_is_no_retrieval():
+    data, dense = pair_data(([1, 0], [2, 0.1]))
+    assert (measure(data, dense, dense).name, measure(data, dense, dense).drop) == ("cosine", None)
+
+
 def test_accuracy_of_labels_and_agreement_of_logits():
     logits = [{"logits": np.array([row])} for row in ([2.0, 1.0], [0.0, 1.0])]
     flipped = [{"logits": np.array([[2.0, 1.0]])}] * 2
