@@ -17,7 +17,7 @@ from tpcompile.spec import Patches
 if TYPE_CHECKING:
     from tpcompile.build import Compiled
 
-sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py, which is no test
+sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py and bundle_parts.py, which are no tests
 
 GRID = Patches(1, 4, 4)
 
@@ -30,6 +30,16 @@ def _root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A bundle of a few bytes, of ``bundle_parts``."""
+    from bundle_parts import fill
+
+    with bundles.stage(tmp_path / "out") as folder:
+        fill(folder)
+    return tmp_path / "out"
 
 
 def tiny_vit() -> "object":

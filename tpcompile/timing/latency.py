@@ -203,6 +203,7 @@ def bench(
     crowds: tuple[Opener, Opener] | None = None,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
     """Time both engines on the stream and judge.
 
@@ -223,6 +224,7 @@ def bench(
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
+        progress: called between passes with those done, and with all of them.
 
     Raises:
         InputError: no samples.
@@ -232,7 +234,7 @@ def bench(
     if not callable(counts):
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
-        cold, warm = measure(dense, pruned, samples, repeats)
+        cold, warm = measure(dense, pruned, samples, repeats, progress)
     load = crowd(*(crowds or (dense, pruned)), samples, workers, threads, repeats, confidence) if workers > 1 else None
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
