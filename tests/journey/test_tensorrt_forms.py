@@ -35,7 +35,7 @@ THRESHOLDS = [0.0, 0.04, 0.06]
 def script() -> ModuleType:
     if not backend("tensorrt-rtx").probe().ok:
         pytest.skip(backend("tensorrt-rtx").probe().reason)
-    spec = importlib.util.spec_from_file_location("tensorrt_tables", ROOT / "benchmarks/tensorrt.py")
+    spec = importlib.util.spec_from_file_location("tensorrt_tables", ROOT / "benchmarks/plans.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
