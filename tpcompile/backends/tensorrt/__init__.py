@@ -107,7 +107,8 @@ class TensorRt:
         if here.reason:
             raise BackendUnavailable(f"{self.name} engines run on an NVIDIA GPU: {here.reason}", fix="copy the bundle to one")
         require_machine(label, library.__version__, here.devices[0][1])
-        return open_plan(library, plan, device(), label.captures)
+        stamp = f"{label.sha256} {library.__version__} {' '.join(here.devices[0])}"
+        return open_plan(library, plan, device(), label.captures, stamp)
 
 
 class TensorRtRtx(TensorRt):
