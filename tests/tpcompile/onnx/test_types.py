@@ -87,6 +87,8 @@ def test_one_weight_read_both_ways_has_a_scale_for_either() -> None:
 
     given = both()
     assert quantise(given, {"x": 1.0}, "int8") == 3
-    assert sum(value.dtype == ir.DataType.INT8 and len(value.shape or ()) == 2 for value in given.graph.initializers.values()) == 2
+    assert (
+        sum(value.dtype == ir.DataType.INT8 and len(value.shape or ()) == 2 for value in given.graph.initializers.values()) == 2
+    )
     for found, wanted in zip(run(given, "y", "z", "y2"), run(both(), "y", "z", "y2"), strict=True):
         assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
