@@ -301,7 +301,8 @@ def check(model: ir.Model) -> None:
     except onnx.checker.ValidationError as error:
         raise EmitError(f"the ONNX checker refused the graph: {error}", fix="please report it with a --dump-ir") from error
     finally:
-        del model.graph.inputs[len(model.graph.inputs) - len(heavy) :]
+        for _ in heavy:
+            model.graph.inputs.pop()
         model.graph.initializers.clear()
         model.graph.initializers.update({str(value.name): value for value in held})
 

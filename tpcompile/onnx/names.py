@@ -37,7 +37,8 @@ def exposed(graph: ir.Graph) -> Iterator[None]:
     try:
         yield
     finally:
-        del graph.outputs[count:]
+        while len(graph.outputs) > count:
+            graph.outputs.pop()  # a slice that is deleted leaves its values marked as outputs
 
 
 def keep_notes(model: ir.Model) -> None:

@@ -57,6 +57,7 @@ def test_a_score_that_is_a_product_s_own_result_keeps_its_type(precision: str) -
     values = {str(v.name): v for node in given.graph for v in node.outputs}
     assert values["site0.score"].dtype == ir.DataType.FLOAT
     assert [str(v.name) for v in given.graph.outputs] == ["y"]
+    assert not values["site0.score"].is_graph_output()
     low = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}[precision]
     assert {node.outputs[0].dtype for node in given.graph if node.op_type == "MatMul"} == {low}
     if precision == "fp16":  # ONNX Runtime's CPU has no bfloat16
