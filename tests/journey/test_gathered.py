@@ -20,7 +20,7 @@ from tpcompile.passes import DEFAULT, Lower
 from tpcompile.plan import Wish, settle
 from tpcompile.program import Program
 
-TARGETS = [name for name in ("onnx", "openvino") if name in backends() and backends()[name].probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 STAGES = [
     {"block": 0, "iterations": 5, "similar": 0.25, "keep": 0.75},
     {"block": 1, "iterations": 1, "similar": 0.0, "keep": 0.5},

@@ -180,7 +180,7 @@ def test_the_graph_is_static_or_compacts_once_a_site(oracle: Oracle, program: Pr
     assert found == (0 if fixed else len(program.sites))
 
 
-@pytest.mark.parametrize("target", [name for name in backends() if name in ("onnx", "openvino")])
+@pytest.mark.parametrize("target", [name for name, found in backends().items() if found.probe().devices])
 def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, opened: Opened) -> None:
     with opened(target, written) as session:
         for run in oracle.runs:

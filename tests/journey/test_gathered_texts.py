@@ -16,7 +16,7 @@ from tpcompile.backends import backend, backends
 from tpcompile.models.library import transformers
 from tpcompile.onnx.emit import emit
 
-TARGETS = [name for name in ("onnx", "openvino") if name in backends() and backends()[name].probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 STAGES = [{"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75}]
 CASES: dict[str, tuple[Literal["one", "ragged"], dict[str, Any]]] = {
     "tome": ("one", {"r": 3}),

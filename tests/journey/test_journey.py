@@ -23,7 +23,7 @@ from tpcompile.models.library import transformers
 from tpcompile.subject import subject_of
 
 DYNAMIC = {name: {1: "seq"} for name in ("input_ids", "attention_mask")}
-TARGETS = [name for name, found in backends().items() if found.probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 
 
 def tiny(name: str, head: bool) -> nn.Module:

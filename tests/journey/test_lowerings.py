@@ -20,7 +20,7 @@ from tpcompile.plan import Wish
 from tpcompile.rows import Rows
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 LENGTH, WIDTH = 12, 8
 
 

@@ -19,7 +19,7 @@ from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.engine import Engine
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 THRESHOLDS = [0.004, 0.004, 0.005, 0.006, 0.0, 0.008]
 LAW = 1e-5
 

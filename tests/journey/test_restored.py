@@ -18,7 +18,7 @@ from tpcompile.engine import open_reference
 from tpcompile.models.library import transformers
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().ok]
+TARGETS = [name for name, found in backends().items() if found.probe().devices]
 
 
 def spread(model: nn.Module) -> nn.Module:

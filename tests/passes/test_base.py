@@ -88,7 +88,7 @@ def test_a_pipeline_prints_and_parses() -> None:
         Pipeline.parse("canonicalize,fold", PASSES)
     assert (
         str(caught.value) == "unknown pass: fold\n"
-        "  fix     passes are canonicalize, recognise, mark, place, narrow, tally, hoist, sink, compact, cleanup, skip, lower"
+        "  fix     passes are canonicalize, recognise, mark, place, narrow, tally, hoist, sink, compact, cleanup, impose, skip, lower"
     )
 
 

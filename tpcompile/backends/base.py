@@ -20,7 +20,7 @@ class Availability:
         version: the runtime's version; empty when it cannot be imported.
         reason: why not, in one sentence; empty when ``ok``.
         fix: the next step, such as an install line; empty when ``ok``.
-        devices: what the runtime can compute on, by its own names.
+        devices: what the runtime can compute on here, by its own names; none where engines can be built and not run.
         note: what a user must know though it is ``ok``, such as that engines are built here and cannot run.
     """
 
