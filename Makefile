@@ -49,7 +49,7 @@ performance: $(STAMP) ## docs/performance.md and README's table, from benchmarks
 tables: $(STAMP) ## docs/methods.md, coverage.md and tensorrt.md: what is not measured yet, through the compiler (half an hour each)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/methods.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/coverage.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tensorrt.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plans.py
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf .typecheck .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist out demo-out

@@ -233,25 +233,30 @@ def measured(case: Case, batch: int, made: Mapping[str, Run], device: str, round
     """A row for each contender: how far from the masked model, and its median time in turns with the others."""
     draws = [{name: value.to(device) for name, value in case.draw(batch, seed).items()} for seed in range(DRAWS)]
     found: dict[str, dict[str, Any]] = {}
+    absent: list[dict[str, Any]] = []
     with torch.no_grad():
         truth = [made["masked eager"](one).cpu() for one in draws]
         for name, run in made.items():
-            gaps = [
-                (run(one).cpu() - want).abs().max() / want.abs().max().clamp(min=1)
-                for one, want in zip(draws, truth, strict=True)
-            ]
-            off = float(max(gaps)) if not name.startswith("dense") else None
-            found[name] = {"case": case.name, "batch": batch, "contender": name, "off_by": off}
-        times: dict[str, list[float]] = {name: [] for name in made}
+            row: dict[str, Any] = {"case": case.name, "batch": batch, "contender": name}
+            try:
+                gaps = [
+                    (run(one).cpu() - want).abs().max() / want.abs().max().clamp(min=1)
+                    for one, want in zip(draws, truth, strict=True)
+                ]
+            except Exception as error:  # such as a batch beyond its range, or beyond the GPU's memory
+                absent.append(row | {"absent": _reason(error)})
+                continue
+            found[name] = row | {"off_by": float(max(gaps)) if not name.startswith("dense") else None}
+        times: dict[str, list[float]] = {name: [] for name in found}
         for number in range(rounds):
-            order = list(made) if number % 2 else list(made)[::-1]
+            order = list(found) if number % 2 else list(found)[::-1]
             for name in order:
                 times[name].append(_time(made[name], draws[number % DRAWS], device))
-    best = min(statistics.median(spent) for name, spent in times.items() if name.startswith("dense"))
+    dense = [statistics.median(spent) for name, spent in times.items() if name.startswith("dense")]
     for name, row in found.items():
         middle = statistics.median(times[name])
-        row |= {"ms": middle, "fastest_ms": min(times[name]), "against_best_dense": best / middle}
-    return list(found.values())
+        row |= {"ms": middle, "fastest_ms": min(times[name]), "against_best_dense": min(dense) / middle if dense else None}
+    return [*found.values(), *absent]
 
 
 def _time(run: Run, inputs: Inputs, device: str) -> float:
@@ -275,12 +280,19 @@ def case_rows(case: Case, batches: Sequence[int], device: str, rounds: int = ROU
                 with torch.no_grad():
                     run({name: value.to(device) for name, value in case.draw(2, 0).items()})  # some compile now
                 made[name] = run
-            except (TpcompileError, RuntimeError, ImportError) as error:
-                yield {"case": case.name, "contender": name, "absent": first_line(error)}
+            except Exception as error:  # whatever a library raises: the others are measured all the same
+                yield {"case": case.name, "contender": name, "absent": _reason(error)}
                 continue
             yield {"case": case.name, "contender": name, "made_s": round(time.perf_counter() - begin, 1)}
+        if "masked eager" not in made:
+            return  # nothing to compare with; its row says why
         for batch in batches:
             yield from measured(case, batch, made, device, rounds)
+
+
+def _reason(error: Exception) -> str:
+    """Our own errors say it in a line; of others the class tells, too."""
+    return first_line(error) if isinstance(error, TpcompileError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from tpcompile.compat import return_memory
 from tpcompile.data.images import CONFIG
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
+from tpcompile.engine import check
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
 from tpcompile.manifest import StageInfo
@@ -48,6 +49,8 @@ OBSERVED = 32
 """Samples that show the range of activations, for 8 bits."""
 TUNED, BATCH = 40, 8
 """Samples that candidates are timed on, and how many of them go together where batches may."""
+TOKENS = (2, 0, 512)
+"""Least, usual and most tokens of a text where the model does not say."""
 Calibration = Callable[[], tuple[str, list[Sample]]]
 """Gives data of the kind the engine will meet, with its name."""
 ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
@@ -183,12 +186,12 @@ def fill(
             copyfile(asset, part / asset.name)
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
-    found = cache(lambda: _calibration(folder, compiled, wish, say))
+    found = cache(lambda: _calibration(folder, compiled, wish, extent, say))
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
-    plan, trials = _plan(folder, compiled, target, precision, say, wish, found)
-    feeds = grouped(found()[1][:OBSERVED], compiled.subject.batch) if precision in GRIDS else ()
+    plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent)
+    feeds = _observed(precision, found, subject)
     lowered = plan.step(compiled.compact)
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
@@ -197,16 +200,14 @@ def fill(
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")
-    truth = (
-        lowered if plan.counts else compiled.placed
-    )  # a sample may overflow constant counts: then it is not the masked program's
+    truth = lowered if plan.counts else compiled.placed  # beyond constant counts the masked program says something else
     bundles.write_vectors(folder / "vectors" / "vectors.safetensors", _vectors(truth, folder, subject, extent))
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured})
     if wish.prime:
-        primers = cover(lowered, common, grouped(found()[1], subject.batch))
+        primers = [check(one, common) for one in cover(lowered, common, grouped(found()[1], subject.batch))]
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
@@ -214,8 +215,20 @@ def fill(
     return plan
 
 
+def _observed(precision: str, found: Calibration, subject: Subject) -> Feeds:
+    """What shows the range of activations; nothing where no precision asks."""
+    return grouped(found()[1][:OBSERVED], subject.batch) if precision in GRIDS else ()
+
+
 def _plan(
-    folder: Path, compiled: Compiled, target: str, precision: str, say: Callable[[str], None], wish: Wish, found: Calibration
+    folder: Path,
+    compiled: Compiled,
+    target: str,
+    precision: str,
+    say: Callable[[str], None],
+    wish: Wish,
+    found: Calibration,
+    extent: Extent,
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
     plans = (
@@ -228,8 +241,11 @@ def _plan(
     name, rows = found()
     say("tune")
     feeds = grouped(rows[:TUNED], compiled.subject.batch)
+    observed = _observed(precision, found, compiled.subject)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        trials = tune(plans, lambda plan, out: trial(out, compiled, target, precision, plan), Path(scratch), feeds)
+        trials = tune(
+            plans, lambda plan, out: trial(out, compiled, target, precision, plan, extent, observed), Path(scratch), feeds
+        )
     taken = choose(trials).plan
     reason = f"measured: of {len(plans)} the fastest on {min(len(rows), TUNED)} samples of {name}"
     if taken == plans[0]:
@@ -243,10 +259,22 @@ def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
     return [collate([rows[i] for i in group]) for group in groups]
 
 
-def trial(folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan) -> None:
-    """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it."""
-    extent = Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
-    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, ())
+def trial(
+    folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = ()
+) -> None:
+    """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it.
+
+    Args:
+        folder: for the engine.
+        compiled: the model.
+        target: of the engine.
+        precision: of the engine.
+        plan: what is built.
+        extent: what the engine must fit; none: all that the model takes.
+        feeds: inputs that show the range of activations, for 8 bits.
+    """
+    extent = extent or Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
+    outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
     bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
 
 
@@ -287,7 +315,9 @@ def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, in
     return behind_sites((least, most), plan, len(keeps))
 
 
-def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[str], None]) -> tuple[str, list[Sample]]:
+def _calibration(
+    folder: Path, compiled: Compiled, wish: Wish, extent: Extent, say: Callable[[str], None]
+) -> tuple[str, list[Sample]]:
     """Data to calibrate on, and what it is called: the caller's, or the calibration part of what comes with the model.
 
     Raises:
@@ -297,7 +327,7 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
     say("calibrate")
     if given is not None and not isinstance(given, (str, Path)):
         return "the caller", [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
-    longest = compiled.compact.dims.get("seq", (2, 512))[1]
+    least, _, longest = extent.sizes.get("seq", TOKENS)
     if given is None:
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
@@ -306,7 +336,8 @@ def _calibration(folder: Path, compiled: Compiled, wish: Wish, say: Callable[[st
         raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
     if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
-    return str(given), load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
+    rows = load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
+    return str(given), [row for row in rows if row.length >= least or "seq" not in extent.sizes]
 
 
 def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
@@ -332,7 +363,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
     """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
-        least, _, longest = extent.sizes.get("seq", (2, 0, 512))
+        least, _, longest = extent.sizes.get("seq", TOKENS)
         texts = [text for text in load_data(None, folder, longest, 4, names=tuple(subject.inputs)) if text.length >= least]
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []

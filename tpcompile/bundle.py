@@ -99,6 +99,8 @@ class Bundle:
             IntegrityError: a file is missing, truncated, changed, unlisted, or a link out of the bundle.
         """
         for name in self.manifest.files if names is None else names:
+            if name not in self.manifest.files:
+                raise IntegrityError(f"{name} is not in the manifest of {self.path}", fix="export again")
             _check(self.path, name, self.manifest.files[name])
         if names is not None:
             return

@@ -5,10 +5,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from tpcompile.rows import Rows
 from tpcompile.spec import Patches, TensorSpec
 
 
@@ -92,6 +93,22 @@ class StepInfo(_Record):
     reads: tuple[str, ...]
     gives: str
     numbers: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        reads, numbers = STEPS[self.op]
+        if len(self.reads) != reads or len(self.numbers) not in numbers:
+            raise ValueError(f"{self.op} does not read {len(self.reads)} values by {len(self.numbers)} numbers")
+        if self.op == "store":
+            Rows(self.numbers[1:], self.numbers[0])
+        return self
+
+
+STEPS = {
+    "store": (2, range(1, 1000)), "take": (2, range(2, 3)), "gather": (2, range(1, 2)), "row": (1, range(2, 3)),
+    "reshape": (1, range(16)), "unsqueeze": (1, range(1, 16)),
+}  # fmt: skip
+"""Op of a step -> how many values it reads, and how many numbers it may have."""
 
 
 class StageInfo(_Record):
@@ -201,6 +218,15 @@ class Manifest(_Record):
     files: dict[Relative, FileInfo] = {}
     environment: dict[str, JsonValue] = {}
     measured: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _names_inputs(self) -> Self:
+        Rows(self.lengths)
+        wanted = {*self.attended, *((self.padding,) if self.lengths else ())}
+        missing = sorted(wanted - {tensor.name for tensor in self.inputs})
+        if missing:
+            raise ValueError(f"there is no input {', '.join(missing)}")
+        return self
 
     @property
     def along(self) -> dict[str, int]:

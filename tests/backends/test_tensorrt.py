@@ -179,6 +179,14 @@ def test_a_version_nobody_tried(version: str, monkeypatch: pytest.MonkeyPatch) -
         TENSORRT.library()
 
 
+def test_something_else_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script or folder called ``tensorrt`` is no TensorRT; a script beside ``benchmarks/gpu.py`` would stand before the real one."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())
+    assert "this backend is for 10.8" in backend("tensorrt").probe().reason
+    scripts = {path.stem for path in (Path(__file__).parents[2] / "benchmarks").iterdir()}
+    assert scripts.isdisjoint({TENSORRT.module, RTX.module})
+
+
 def test_a_plan_that_is_not_what_its_label_says(tmp_path: Path) -> None:
     """No library and no GPU is asked before the file is what it says: exit 9; then version and GPU: exit 3."""
     plan = tmp_path / "model.plan"

@@ -23,7 +23,7 @@ class HostDevice:
 
     def __init__(self) -> None:
         self.memory: dict[int, np.ndarray] = {}
-        self.captured = 0
+        self.captured, self.capturing = 0, False
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
         made = np.zeros(shape, dtype)
@@ -42,6 +42,9 @@ class HostDevice:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1
+        self.capturing = True
+        work()
+        self.capturing = False
         return work
 
 
@@ -53,11 +56,12 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
-        self.fails = False
+        self.fails = self.settled = False
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.settled = self.shapes.get(name) == shape and self.settled
         self.shapes[name] = shape
-        return True
+        return shape != (1, 599)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shapes["x"] if name in ("x", "y") else (-1,)
@@ -72,6 +76,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == HostDevice.stream
+        assert self.settled or not self.device.capturing, "a context cannot be captured before it ran its new shape"
+        self.settled = True
         if self.fails:
             return False
         x, y = (self.device.memory[self.addresses[name]] for name in "xy")
@@ -148,6 +154,8 @@ def test_a_gpu_that_refuses() -> None:
     context.fails = True
     with pytest.raises(EnvironmentFault, match="could not enqueue"):
         opened.run(row(4))
+    with pytest.raises(EnvironmentFault, match=r"could not take x as \[1, 599\]"):
+        opened.run(row(599))
 
 
 def test_closing_saves_once() -> None:
@@ -181,25 +189,34 @@ def test_compiled_kernels_lie_beside_the_plan(tmp_path: Path) -> None:
         Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda blob: engine if blob == b"plan" else None),
         TensorIOMode=SimpleNamespace(INPUT=INPUT),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE="none"),
+        IRuntimeCache=Cache,
     )
     library.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"plan")
-    open_plan(library, plan, HostDevice(), captures=True).close()
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".model.plan.cache"]
+    open_plan(library, plan, HostDevice(), True, "this GPU").close()
+    kept = tmp_path / ".model.plan.cache"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [kept.name]
     assert not hasattr(config, "dynamic_shapes_kernel_specialization_strategy")
-    open_plan(library, plan, HostDevice(), captures=False).close()
+    open_plan(library, plan, HostDevice(), True, "another GPU").close()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    open_plan(library, plan, HostDevice(), True, "another GPU").close()
+    assert not held, "kernels for something else, or changed, are never read"
+    open_plan(library, plan, HostDevice(), False, "another GPU").close()
     assert (held["read"], config.dynamic_shapes_kernel_specialization_strategy) == (b"kernels", "none")
+    del library.IRuntimeCache
+    engine.create_execution_context, engine.create_runtime_config = object, None  # TensorRT 10.8 asks for nothing
+    open_plan(library, plan, HostDevice(), True, "this GPU").close()
     plan.write_bytes(b"other")
     with pytest.raises(BuildFailed, match=r"fake refused model\.plan"):
-        open_plan(library, plan, HostDevice(), captures=True)
+        open_plan(library, plan, HostDevice(), True, "this GPU")
 
 
 def test_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory goes there and back through its calls, is freed with its last reference, and what fails says its number."""
     import ctypes
 
-    freed: list[int] = []
+    freed: list[Any] = []
     held: dict[int, Any] = {}
 
     def malloc(size: int) -> tuple[int, int]:
@@ -215,6 +232,7 @@ def test_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
         cudaStreamCreate=lambda: (0, 11), cudaMalloc=malloc, cudaMemcpyAsync=copy, cudaStreamSynchronize=lambda stream: (0,),
         cudaFree=lambda pointer: freed.append(pointer) or (0,), cudaStreamBeginCapture=lambda stream, mode: (0,),
         cudaStreamEndCapture=lambda stream: (0, "graph"), cudaGraphInstantiate=lambda graph, flags: (0, f"{graph}!"),
+        cudaGraphDestroy=lambda graph: freed.append(graph) or (0,), cudaGraphExecDestroy=lambda graph: freed.append(graph) or (0,),
         cudaGraphLaunch=lambda graph, stream: (900,), cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
     )  # fmt: skip
@@ -229,6 +247,7 @@ def test_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert freed == [pointer]
     with pytest.raises(EnvironmentFault, match="cudaGraphLaunch failed: CUDA error 900"):
         device.capture(lambda: None)()
+    assert freed == [pointer, "graph", "graph!"], "what was recorded is given back, too"
 
 
 def test_without_a_driver() -> None:

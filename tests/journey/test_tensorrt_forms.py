@@ -22,9 +22,10 @@ from tpcompile.cli import main
 from tpcompile.data.samples import Sample
 from tpcompile.engine import check
 from tpcompile.errors import InputError, UsageError
-from tpcompile.plan import Wish, behind_sites, settle
+from tpcompile.plan import Plan, Wish, behind_sites, settle
 from tpcompile.proof.parity import TOLERANCE
 from tpcompile.subject import subject_of
+from tpcompile.tune import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS = ("sm86", "sm89", "sm120")
@@ -35,7 +36,7 @@ THRESHOLDS = [0.0, 0.04, 0.06]
 def script() -> ModuleType:
     if not backend("tensorrt-rtx").probe().ok:
         pytest.skip(backend("tensorrt-rtx").probe().reason)
-    spec = importlib.util.spec_from_file_location("tensorrt_tables", ROOT / "benchmarks/tensorrt.py")
+    spec = importlib.util.spec_from_file_location("tensorrt_tables", ROOT / "benchmarks/plans.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
@@ -206,6 +207,30 @@ def test_counts_of_real_data_are_the_usual_ones(compiled: Any, rows: list[Sample
     assert sizes["t1"][2] == 40
     with pytest.raises(UsageError, match="lowering auto calibrates nothing"):
         Wish(calibrate=inputs)
+
+
+def test_candidates_are_built_for_what_was_asked(
+    compiled: Any, rows: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tuned has the sizes, GPUs and ranges of activations of what is exported."""
+    seen: list[Any] = []
+
+    def engine(*given: Any) -> tuple[tuple[()], tuple[()]]:
+        seen.append(given[5:])
+        return (), ()
+
+    def timed(plans: list[Plan], build: Any, folder: Path, feeds: Any) -> list[Trial]:
+        for plan in plans:
+            build(plan, folder)
+        return [Trial(plan, 1.0, 1.0, 0.0) for plan in plans]
+
+    monkeypatch.setattr(building, "_engine", engine)
+    monkeypatch.setattr(building, "tune", timed)
+    extent = Extent({"seq": (2, 16, 40)}, ("sm86",))
+    asked = Wish(tune=True)
+    building._plan(tmp_path / "out", compiled, "tensorrt-rtx", "int8", str, asked, lambda: ("some", rows), extent)
+    assert len(seen) >= 4
+    assert [(one, len(feeds)) for one, feeds in seen] == [(extent, len(rows))] * len(seen)
 
 
 def call(*arguments: str) -> Result:

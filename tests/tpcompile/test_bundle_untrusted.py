@@ -51,6 +51,12 @@ def test_reports_and_hidden_files_are_free(made: Path) -> None:
     read(made).verify()
 
 
+def test_primers_that_nobody_listed(made: Path) -> None:
+    edit(made, primed=2)
+    with pytest.raises(IntegrityError, match=r"prime\.safetensors is not in the manifest"):
+        read(made).primers()
+
+
 def test_a_changed_dense_part(made: Path) -> None:
     (made / "dense" / "model.onnx").write_bytes(b"dense weightz")
     refused(made, "model.onnx was changed")
@@ -109,6 +115,14 @@ def test_a_link_to_the_whole_bundle_is_fine(made: Path) -> None:
         ({"model": {"id": "x", "family": "f", "architecture": "a", "sha256": SHA, "code": "x"}}, "model.code"),
         ({"files": {"model.onnx": {"sha256": "abc", "size": 1}}}, "files.model.onnx.sha256"),
         ({"files": {"model.onnx": {"sha256": SHA, "size": -1}}}, "files.model.onnx.size"),
+        ({"attended": ["nobody"]}, "the top: Value error, there is no input nobody"),
+        ({"lengths": [8], "padding": "nobody"}, "the top: Value error, there is no input nobody"),
+        ({"lengths": [8, 4], "padding": "input_ids"}, "the top: Value error, 8, 4 is no rising list"),
+        (
+            {"stages": [{"steps": [{"op": "store", "reads": ["k", "p"], "gives": "i"}]}]},
+            "stages.0.steps.0: Value error, store does not",
+        ),
+        ({"stages": [{"steps": [{"op": "take", "reads": ["k"], "gives": "i", "numbers": [0, 1]}]}]}, "stages.0.steps.0"),
     ],
 )
 def test_a_manifest_that_is_not_valid(made: Path, changes: dict[str, object], where: str) -> None:

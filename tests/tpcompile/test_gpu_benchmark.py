@@ -44,3 +44,19 @@ def test_what_a_cpu_can_do_is_exact(script: ModuleType, tmp_path: Path, monkeypa
     assert [(row["batch"], row["contender"]) for row in timed] == [(batch, name) for batch in (1, 3) for name in wanted[:3]]
     assert max(row["off_by"] for row in timed if row["off_by"] is not None) <= TOLERANCE
     assert all(row["against_best_dense"] > 0 for row in timed)
+
+
+def test_what_fails_fails_alone(script: ModuleType) -> None:
+    """A contender that cannot take a batch is a row with its reason; the others are timed."""
+
+    def small(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(inputs["x"]) > 1:
+            raise ValueError("too many\nsamples")
+        return inputs["x"]
+
+    case = script.Case("one", torch.nn.Identity, lambda batch, seed: {"x": torch.ones(batch, 2)}, "ltp", ())
+    made = {"masked eager": lambda inputs: inputs["x"], "pruned aoti": small}
+    first, second = (script.measured(case, batch, made, "cpu", rounds=2) for batch in (1, 2))
+    assert [(row["contender"], row["off_by"], row["against_best_dense"]) for row in first] == [(name, 0.0, None) for name in made]
+    assert second[1] == {"case": "one", "batch": 2, "contender": "pruned aoti", "absent": "ValueError: too many"}
+    assert second[0]["ms"] >= 0

@@ -41,7 +41,7 @@ def place(source: Path, target: Path) -> None:
 
     A target that is the source already, or equals it, stays: the stages of a chain share one file of weights.
     """
-    if target.is_file() and (source.samefile(target) or filecmp.cmp(source, target)):
+    if target.is_file() and (source.samefile(target) or filecmp.cmp(source, target, shallow=False)):
         return
     try:
         target.unlink(missing_ok=True)

@@ -207,7 +207,8 @@ def _expose(model: Path, out: Path) -> tuple[list[str], list[str]]:
         ``(names, taps)``: all output names in graph order, and those of the taps among them.
 
     Raises:
-        BuildFailed: the file is not ONNX, or its data is missing or lies elsewhere.
+        BuildFailed: the file is not ONNX, or its data is missing.
+        UsageError: its data lies elsewhere.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types

@@ -67,10 +67,13 @@ class OnnxModel:
 
     def save(self, path: Path) -> None:
         """Write the file; weights stand inside it below ``INLINE_LIMIT`` bytes, else in ``<name>.data`` beside it."""
-        heavy = (
-            sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None) > INLINE_LIMIT
-        )
-        ir.save(self.model, path, external_data=f"{path.name}.data" if heavy else None)
+        save(self.model, path)
+
+
+def save(model: ir.Model, path: Path, limit: int = INLINE_LIMIT) -> None:
+    """Write a graph; weights of more than ``limit`` bytes in all lie in ``<name>.data`` beside it."""
+    heavy = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > limit
+    ir.save(model, path, external_data=f"{path.name}.data" if heavy else None)
 
 
 def emit(program: Program, hosted: bool = False) -> OnnxModel:
@@ -298,7 +301,8 @@ def check(model: ir.Model) -> None:
     except onnx.checker.ValidationError as error:
         raise EmitError(f"the ONNX checker refused the graph: {error}", fix="please report it with a --dump-ir") from error
     finally:
-        del model.graph.inputs[len(model.graph.inputs) - len(heavy) :]
+        for _ in heavy:
+            model.graph.inputs.pop()
         model.graph.initializers.clear()
         model.graph.initializers.update({str(value.name): value for value in held})
 

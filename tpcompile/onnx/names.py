@@ -5,7 +5,9 @@ engine need not be ``where_1`` of the reference. With the program's names, ``--d
 """
 
 import operator
+import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,24 @@ from tpcompile.program import Program
 
 SCOPES, TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
 """Under which torch.onnx notes a node's module, and its user's line."""
+TAP = re.compile(r"site\d+\.\w+")
+
+
+def taps(graph: ir.Graph) -> list[ir.Value]:
+    """The inner values of a graph that a session can be asked for."""
+    return [v for node in graph for v in node.outputs if TAP.fullmatch(str(v.name)) and not v.is_graph_output()]
+
+
+@contextmanager
+def exposed(graph: ir.Graph) -> Iterator[None]:
+    """Taps are outputs meanwhile: a rewrite of the graph leaves them, and of their types."""
+    count = len(graph.outputs)
+    graph.outputs.extend(taps(graph))
+    try:
+        yield
+    finally:
+        while len(graph.outputs) > count:
+            graph.outputs.pop()  # a slice that is deleted leaves its values marked as outputs
 
 
 def keep_notes(model: ir.Model) -> None:

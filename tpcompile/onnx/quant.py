@@ -1,7 +1,7 @@
 """float32 graph -> the same graph with 8-bit matrix products: a pair QuantizeLinear, DequantizeLinear before either operand.
 
 Weights are rounded channel by channel (8-bit integers) or as a whole (8-bit floats), activations as a whole, by the largest magnitude that
-data showed. Products of two activations, and products that a score is read off directly, stay as they are.
+data showed. Products of two activations, and products that decide which tokens stay, stay as they are.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.convenience import get_const_tensor
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from tpcompile.onnx.names import exposed
 from tpcompile.onnx.types import deciding
 
 WEIGHTED = {"MatMul": -1, "Gemm": -1, "Conv": 0}
@@ -35,7 +36,7 @@ def products(graph: ir.Graph) -> list[ir.Node]:
     """The products that can be computed in 8 bits."""
     decides = deciding(graph)
     nodes = [node for node in graph if node.op_type in WEIGHTED and _weight(node) is not None]
-    return [node for node in nodes if not any(reader in decides for reader in node.outputs[0].consumers())]
+    return [node for node in nodes if node.outputs[0] not in decides]
 
 
 def activations(graph: ir.Graph) -> tuple[str, ...]:
@@ -56,14 +57,16 @@ def quantise(model: ir.Model, largest: Mapping[str, float], precision: str) -> i
     """
     grid, done = GRIDS[precision], products(model.graph)
     pairs: dict[ir.Value, ir.Value] = {}
+    weights: dict[tuple[ir.Value, int], list[ir.Value]] = {}
     for node in done:
         x = node.inputs[0]
         assert x is not None
         if x not in pairs:
             pairs[x] = _activation(model.graph, node, x, max(largest[str(x.name)], 1e-6) / grid.largest, grid)
         node.replace_input_with(0, pairs[x])
-        node.replace_input_with(1, _rounded(model.graph, node, grid))
-    RemoveUnusedNodesPass()(model)
+        node.replace_input_with(1, _rounded(model.graph, node, grid, weights))
+    with exposed(model.graph):
+        RemoveUnusedNodesPass()(model)
     return len(done)
 
 
@@ -86,26 +89,30 @@ def _activation(graph: ir.Graph, before: ir.Node, x: ir.Value, scale: float, gri
     return back.outputs[0]
 
 
-def _rounded(graph: ir.Graph, node: ir.Node, grid: Grid) -> ir.Value:
-    """The weight in 8 bits, read through a DequantizeLinear."""
+def _rounded(graph: ir.Graph, node: ir.Node, grid: Grid, known: dict[tuple[ir.Value, int], list[ir.Value]]) -> ir.Value:
+    """The weight in 8 bits, read through a DequantizeLinear; ``known``: numbers, scale and zero by weight and axis, added to."""
     value, weight = node.inputs[1], _weight(node)
     assert value is not None
     assert weight is not None
     axis = WEIGHTED[node.op_type] % weight.ndim
     if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
         axis = 0
-    others = tuple(d for d in range(weight.ndim) if d != axis) if grid.by_channel else None
-    scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / grid.largest).astype(np.float32)
-    steps = weight / (scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)]) if grid.by_channel else scale)
-    numbers = np.rint(steps).astype(np.int8) if grid.dtype == ir.DataType.INT8 else steps.astype(ml_dtypes.float8_e4m3fn)
-    name = f"{value.name}.{grid.dtype.name.lower()}"
-    held = graph.initializers[name] if name in graph.initializers else _held(graph, name, numbers)
-    parts = [held, _held(graph, f"{name}.scale", scale), _zero(graph, f"{name}.zero", grid, scale.shape)]
-    back = ir.node("DequantizeLinear", parts, {"axis": axis} if grid.by_channel else {})
+    if (value, axis) not in known:
+        known[value, axis] = _numbers(graph, f"{value.name}.{grid.dtype.name.lower()}.{axis}", weight, grid, axis)
+    back = ir.node("DequantizeLinear", known[value, axis], {"axis": axis} if grid.by_channel else {})
     back.name = back.outputs[0].name = f"{node.name}.{value.name}.DequantizeLinear"
     back.outputs[0].dtype, back.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(weight.shape)
     graph.insert_before(node, back)
     return back.outputs[0]
+
+
+def _numbers(graph: ir.Graph, name: str, weight: np.ndarray, grid: Grid, axis: int) -> list[ir.Value]:
+    """A weight's numbers in 8 bits, their scale and zero."""
+    others = tuple(d for d in range(weight.ndim) if d != axis) if grid.by_channel else None
+    scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / grid.largest).astype(np.float32)
+    steps = weight / (scale.reshape([-1 if d == axis else 1 for d in range(weight.ndim)]) if grid.by_channel else scale)
+    numbers = np.rint(steps).astype(np.int8) if grid.dtype == ir.DataType.INT8 else steps.astype(ml_dtypes.float8_e4m3fn)
+    return [_held(graph, name, numbers), _held(graph, f"{name}.scale", scale), _zero(graph, f"{name}.zero", grid, scale.shape)]
 
 
 def _zero(graph: ir.Graph, name: str, grid: Grid, shape: tuple[int, ...]) -> ir.Value:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tpcompile.backends import Session, backend
 from tpcompile.chain import ChainSession
 from tpcompile.manifest import Manifest, ModelInfo, StageInfo, TensorInfo
+from tpcompile.onnx.emit import save
 from tpcompile.onnx.quant import activations, quantise
 from tpcompile.spec import TensorSpec
 
@@ -67,7 +68,7 @@ def write_quantised(
             whole.run(one)
     for path, model, found in zip(paths, models, seen, strict=True):
         quantise(model, found, precision)
-        ir.save(model, path)
+        save(model, path)
 
 
 def chained(stages: Sequence[StageInfo], outputs: Sequence[TensorSpec], feeds: Feeds) -> Manifest:

@@ -5,7 +5,7 @@
 2. *What is counted* stays float32 too, until it meets a computed value: numbers made of masks, positions and sizes alone.
 3. Everything else is computed in the low type: weights are converted, infinities stay, what is too large for float16 becomes its largest.
 
-Inputs and outputs keep their types, so that an engine is called the same way in every precision.
+Inputs, outputs and taps keep their types, so that an engine is called the same way in every precision.
 """
 
 import re
@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from tpcompile.errors import UsageError
 from tpcompile.onnx.lower import SIZED, where_of
+from tpcompile.onnx.names import exposed
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"}
@@ -43,20 +44,22 @@ def retype(model: ir.Model, precision: str) -> None:
         raise UsageError(f"{inner.name} is a branch or a loop: it has float32 only", fix="use fp32", where=where_of(inner))
     if any(v.dtype is None for node in model.graph for v in node.outputs):
         ShapeInferencePass()(model)
-    _Retype(model.graph, LOW[precision]).run()
-    RemoveUnusedNodesPass()(model)
+    with exposed(model.graph):
+        _Retype(model.graph, LOW[precision]).run()
+        RemoveUnusedNodesPass()(model)
 
 
-def deciding(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that compute what decides which tokens stay: case 1 of the module docstring."""
+def deciding(graph: ir.Graph) -> set[ir.Value]:
+    """What decides which tokens stay, back to the results of the next matrix products: case 1 of the module docstring."""
     todo = [v for node in graph if _decides(node) for v in _floats(node.inputs)]
     todo += [v for node in graph for v in node.outputs if SCORE.fullmatch(str(v.name))]
-    found: set[ir.Node] = set()
+    found: set[ir.Value] = set()
     while todo:
-        node = todo.pop().producer()
-        if node is not None and node not in found and node.op_type not in PRODUCTS:
-            found.add(node)
+        value = todo.pop()
+        node = value.producer()
+        if value not in found and node is not None and node.op_type not in PRODUCTS:
             todo += _floats(node.inputs)
+        found.add(value)
     return found
 
 
@@ -98,10 +101,11 @@ class _Retype:
 
     def _is_low(self, node: ir.Node) -> bool:
         floats = _floats(node.inputs)
-        if node in self.exact or node.op_type in (*SIZED, "Constant") or not _floats(node.outputs):
+        product = node.op_type in PRODUCTS
+        exact = not product and not self.exact.isdisjoint(node.outputs)
+        if exact or node.op_type in (*SIZED, "Constant") or not _floats(node.outputs):
             return False
-        heavy = any(v in self.low or v.is_graph_input() or _is_weight(v) for v in floats)
-        if heavy or node.op_type in PRODUCTS:
+        if product or any(v in self.low or v.is_graph_input() or _is_weight(v) for v in floats):
             self.low.update(_floats(node.outputs))
             return True
         return False

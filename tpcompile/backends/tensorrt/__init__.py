@@ -63,7 +63,7 @@ class TensorRt:
             BuildFailed: the builder refused the graph.
         """
         from tpcompile.backends.tensorrt.builder import build_plan
-        from tpcompile.backends.tensorrt.graph import tapped
+        from tpcompile.onnx.names import exposed, taps
 
         names = self.targets(precision, extent.capabilities)
         found = self.probe()
@@ -74,8 +74,9 @@ class TensorRt:
         if stage is not None:
             return [build_plan(self.flavour, graph, out / f"stage{stage}.plan", precision, fitted)]
         built = [build_plan(self.flavour, graph, out / PLAIN, precision, fitted)]
-        if tapped(graph):
-            built.append(build_plan(self.flavour, graph, out / TAPPED, precision, fitted))
+        if taps(graph.graph):
+            with exposed(graph.graph):
+                built.append(build_plan(self.flavour, graph, out / TAPPED, precision, fitted))
         return built
 
     def graph(self, model: Path, precision: str, extent: Extent) -> "ir.Model":
@@ -107,7 +108,8 @@ class TensorRt:
         if here.reason:
             raise BackendUnavailable(f"{self.name} engines run on an NVIDIA GPU: {here.reason}", fix="copy the bundle to one")
         require_machine(label, library.__version__, here.devices[0][1])
-        return open_plan(library, plan, device(), label.captures)
+        stamp = f"{label.sha256} {library.__version__} {' '.join(here.devices[0])}"
+        return open_plan(library, plan, device(), label.captures, stamp)
 
 
 class TensorRtRtx(TensorRt):

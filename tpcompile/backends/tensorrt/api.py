@@ -86,6 +86,11 @@ class Engine(Protocol):
     get_tensor_dtype: Callable[[str], Any]
     get_tensor_profile_shape: Callable[[str, int], Any]
     create_execution_context: Callable[..., Context]
+
+
+class RtxEngine(Engine, Protocol):
+    """What TensorRT for RTX adds."""
+
     create_runtime_config: Callable[[], Any]
 
 
@@ -137,6 +142,7 @@ CLASSES: dict[str, type] = {
 }  # fmt: skip
 """Class of the bindings -> our protocol of it, in every flavour."""
 RTX_CLASSES: dict[str, type] = {
-    "IBuilderConfig": RtxConfig, "IExecutionContext": RtxContext, "IRuntimeConfig": RtxRuntimeConfig, "IRuntimeCache": RtxCache,
+    "IBuilderConfig": RtxConfig, "ICudaEngine": RtxEngine, "IExecutionContext": RtxContext, "IRuntimeConfig": RtxRuntimeConfig,
+    "IRuntimeCache": RtxCache,
 }  # fmt: skip
 """The same of what only TensorRT for RTX has."""

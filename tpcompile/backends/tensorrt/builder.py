@@ -19,6 +19,7 @@ from tpcompile.backends.tensorrt.flavours import Flavour
 from tpcompile.backends.tensorrt.graph import profile
 from tpcompile.backends.tensorrt.label import Label, write
 from tpcompile.errors import BuildFailed
+from tpcompile.onnx.emit import save
 from tpcompile.onnx.lower import where_of
 
 TAIL = 12
@@ -67,8 +68,7 @@ def build_plan(flavour: Flavour, model: ir.Model, plan: Path, precision: str, ex
     """
     with tempfile.TemporaryDirectory(dir=plan.parent, prefix=".build") as folder:
         scratch = Path(folder)
-        heavy = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > INLINE
-        ir.save(model, scratch / "model.onnx", external_data="model.onnx.data" if heavy else None)
+        save(model, scratch / "model.onnx", INLINE)
         request = {
             "module": flavour.module, "profile": profile(model, extent.sizes), "capabilities": list(extent.capabilities),
             "model": str(scratch / "model.onnx"), "plan": str(scratch / "plan"), "result": str(scratch / "result"),

@@ -108,7 +108,7 @@ class CudaDevice:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
         """See :class:`Device`."""
         pointer = int(self._call("cudaMalloc", max(1, int(np.prod(shape)) * dtype.itemsize)))
-        return Buffer(pointer, shape, dtype, _Freed(self, pointer))
+        return Buffer(pointer, shape, dtype, _Freed(self, "cudaFree", pointer))
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """See :class:`Device`."""
@@ -127,13 +127,18 @@ class CudaDevice:
     def capture(self, work: Launch) -> Launch:
         """See :class:`Device`."""
         self._call("cudaStreamBeginCapture", self._stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        work()
-        graph = self._call("cudaGraphInstantiate", self._call("cudaStreamEndCapture", self._stream), 0)
-        return lambda: self._call("cudaGraphLaunch", graph, self._stream)
+        try:
+            work()
+        finally:  # else every later call on the stream would be recorded
+            recorded = self._call("cudaStreamEndCapture", self._stream)
+        graph = self._call("cudaGraphInstantiate", recorded, 0)
+        self._call("cudaGraphDestroy", recorded)
+        held = _Freed(self, "cudaGraphExecDestroy", graph)
+        return lambda: self._call("cudaGraphLaunch", held.what, self._stream)
 
-    def free(self, pointer: int) -> None:
-        """Give memory back."""
-        self._call("cudaFree", pointer)
+    def free(self, how: str, what: Any) -> None:
+        """Give memory or a graph back."""
+        self._call(how, what)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         error, *results = getattr(self._cuda, name)(*arguments)
@@ -143,13 +148,14 @@ class CudaDevice:
 
 
 class _Freed:
-    """Frees memory with its last reference."""
+    """Given back by this call with its last reference."""
 
-    def __init__(self, device: CudaDevice, pointer: int) -> None:
-        self._device, self._pointer = device, pointer
+    def __init__(self, device: CudaDevice, how: str, what: Any) -> None:
+        self.what = what
+        self._device, self._how = device, how
 
     def __del__(self) -> None:
-        self._device.free(self._pointer)
+        self._device.free(self._how, self.what)
 
 
 def _part(array: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype[Any] | None) -> np.ndarray:

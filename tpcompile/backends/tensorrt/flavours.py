@@ -47,9 +47,10 @@ class Flavour:
         except (ImportError, OSError) as error:
             raise BackendUnavailable(f"{self.module} cannot be imported: {error}", fix=self.install) from error
         least, beyond = self.versions
-        if not least <= numbers(module.__version__) < beyond:
+        version = getattr(module, "__version__", "")  # none: something else of that name, such as a folder
+        if not least <= numbers(version) < beyond:
             raise BackendUnavailable(
-                f"{self.module} is {module.__version__}; this backend is for {dotted(least)} up to, not including, {dotted(beyond)}",
+                f"{self.module} is {version or module}; this backend is for {dotted(least)} up to, not including, {dotted(beyond)}",
                 fix=self.install,
             )
         return module

@@ -1,6 +1,5 @@
 """What the builder is given: an emitted graph, rewritten so that TensorRT takes it, and the range of every input's sizes."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,16 +26,6 @@ def read(path: Path) -> ir.Model:
         return ir.external_data.load_to_model(ir.load(path))
     except (DecodeError, OSError, ValueError, ir.serde.SerdeError) as error:
         raise BuildFailed(f"TensorRT was given {path.name}, which cannot be read: {error}", fix="export again") from error
-
-
-TAP = re.compile(r"site\d+\.\w+")
-
-
-def tapped(model: ir.Model) -> bool:
-    """Make the taps of a graph outputs too; whether there are any."""
-    taps = [v for node in model.graph for v in node.outputs if TAP.fullmatch(str(v.name)) and not v.is_graph_output()]
-    model.graph.outputs.extend(taps)
-    return bool(taps)
 
 
 def prepare(model: ir.Model, flavour: Flavour, precision: str, extent: Extent) -> ir.Model:

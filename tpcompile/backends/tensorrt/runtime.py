@@ -1,9 +1,11 @@
 """A plan as a session: shapes, addresses, CUDA graphs, and outputs whose size only the data tells.
 
-What a shape needs is found once: its buffers, and from the second call on a CUDA graph, which is launched instead of some hundred kernels.
+What a shape needs is found once: its buffers, and at the second call a CUDA graph, which is launched from then on instead of some hundred
+kernels.
 Engines with a size that follows from data cannot be captured; their outputs come through an allocator that learns sizes as they arise.
 """
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 
 SHAPES = 32
 """Shapes whose buffers and graphs are kept; of more, the one longest not seen goes."""
+DIGEST = hashlib.sha256().digest_size
+"""Bytes before the kernels of a cache."""
 Shape = tuple[int, ...]
 
 
 @dataclass
 class _Bound:
-    """What one combination of input shapes needs. Mutable: the graph comes with the second call."""
+    """What one combination of input shapes needs. Mutable: the graph comes behind the second call."""
 
     inputs: dict[str, Buffer]
     outputs: dict[str, Buffer]
@@ -110,11 +114,15 @@ class PlanSession:
 
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
-        if self._open:
-            self._open = False
+        if not self._open:
+            return
+        self._open = False
+        for held in (self._bound, self._growing, self._allocators):
+            held.clear()
+        try:
             self._close()
-        self._bound.clear()
-        self._growing.clear()
+        finally:  # the engine's own memory, whoever still holds the session
+            del self._context, self._engine
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +134,7 @@ class PlanSession:
         """Buffers for these shapes."""
         for name, shape in zip(self._inputs, key, strict=True):
             self._require(name, shape)
-            self._context.set_input_shape(name, shape)
+            self._shape(name, shape)
         inputs = {n: self._device.empty(shape, self._inputs[n]) for n, shape in zip(self._inputs, key, strict=True)}
         shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
         for name in [name for name, shape in shapes.items() if min(shape, default=0) < 0 and name not in self._growing]:
@@ -149,29 +157,37 @@ class PlanSession:
     def _grow(self, name: str) -> None:
         growing = self._growing[name] = Growing(self._device)
         self._allocators.append(_allocator(self._library, growing))
-        self._context.set_output_allocator(name, self._allocators[-1])
+        _require_done(self._context.set_output_allocator(name, self._allocators[-1]), f"take an allocator for {name}")
         self._captures = False
 
     def _launch(self, bound: _Bound) -> None:
         bound.calls += 1
-        if bound.graph is None and self._captures and bound.calls == 2:
-            self._address(bound)
-            bound.graph = self._device.capture(self._enqueue)
         if bound.graph is not None:
             bound.graph()
             return
-        self._address(bound)
-        self._enqueue()
-
-    def _address(self, bound: _Bound) -> None:
         for name, buffer in bound.inputs.items():
-            self._context.set_input_shape(name, buffer.shape)
+            self._shape(name, buffer.shape)
         for name, buffer in (*bound.inputs.items(), *bound.outputs.items()):
-            self._context.set_tensor_address(name, buffer.pointer)
+            _require_done(self._context.set_tensor_address(name, buffer.pointer), f"take the address of {name}")
+        self._enqueue()
+        if self._captures and bound.calls == 2:  # behind a plain call: what a new shape changes in the context cannot be captured
+            bound.graph = self._device.capture(self._enqueue)
+
+    def _shape(self, name: str, shape: Shape) -> None:
+        _require_done(self._context.set_input_shape(name, shape), f"take {name} as {list(shape)}")
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
-            raise EnvironmentFault("TensorRT could not enqueue the plan", fix="see the log lines above, and `tpcompile doctor`")
+        _require_done(self._context.execute_async_v3(self._device.stream), "enqueue the plan")
+
+
+def _require_done(done: bool, what: str) -> None:
+    """The library says by a bool whether it did as it was told.
+
+    Raises:
+        EnvironmentFault: it did not.
+    """
+    if not done:
+        raise EnvironmentFault(f"TensorRT could not {what}", fix="see the log lines above, and `tpcompile doctor`")
 
 
 def _allocator(library: Any, growing: Growing) -> Any:
@@ -190,7 +206,7 @@ def _allocator(library: Any, growing: Growing) -> Any:
     return Allocator()
 
 
-def open_plan(library: Any, plan: Path, device: Device, captures: bool) -> PlanSession:
+def open_plan(library: Any, plan: Path, device: Device, captures: bool, stamp: str) -> PlanSession:
     """Deserialise a plan whose label fits.
 
     Args:
@@ -198,6 +214,7 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool) -> PlanS
         plan: the file; TensorRT for RTX keeps the kernels it compiles for this GPU beside it, hidden, from one process to the next.
         device: memory and stream.
         captures: of the label.
+        stamp: what those kernels are good for: this plan, library and GPU.
 
     Raises:
         BuildFailed: the library refused the file.
@@ -206,9 +223,12 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool) -> PlanS
     engine = library.Runtime(log).deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise BuildFailed(f"{library.__name__} refused {plan.name}", fix="export again on this machine; see `tpcompile doctor`")
-    config = engine.create_runtime_config()
-    cache = _cache(library, config, plan, captures)
-    context = engine.create_execution_context(config)
+    if hasattr(library, "IRuntimeCache"):
+        config = engine.create_runtime_config()
+        cache = _cache(library, config, plan, captures, stamp)
+        context = engine.create_execution_context(config)
+    else:
+        cache, context = (lambda: None), engine.create_execution_context()
     if context is None:
         raise BuildFailed(f"{library.__name__} made no context for {plan.name}", fix="free GPU memory; see `tpcompile doctor`")
     if captures and hasattr(context, "is_stream_capturable"):
@@ -216,21 +236,31 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool) -> PlanS
     return PlanSession(library, engine, context, device, captures, cache)
 
 
-def _cache(library: Any, config: Any, plan: Path, captures: bool) -> Callable[[], None]:
-    """Give TensorRT for RTX its compiled kernels; what is returned saves them, where the bundle may be written."""
-    if not hasattr(config, "create_runtime_cache"):
-        return lambda: None
+def _cache(library: Any, config: Any, plan: Path, captures: bool, stamp: str) -> Callable[[], None]:
+    """Give TensorRT for RTX its compiled kernels; what is returned saves them, where the bundle may be written.
+
+    Kernels are code: those of another plan, library or GPU, and a file that was cut short or changed, are made anew, never read.
+    """
     if not captures:  # counts differ from call to call: none is worth kernels of its own
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.NONE
     path, cache = plan.with_name(f".{plan.name}.cache"), config.create_runtime_cache()
-    if path.is_file():
-        cache.deserialize(path.read_bytes())
+    kept = path.read_bytes() if path.is_file() else b""
+    if kept[:DIGEST] == _digest(stamp, kept[DIGEST:]):
+        cache.deserialize(kept[DIGEST:])
     config.set_runtime_cache(cache)
 
     def save() -> None:
-        if os.access(plan.parent, os.W_OK):
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_bytes(memoryview(cache.serialize()))
+        if not os.access(plan.parent, os.W_OK):
+            return
+        kernels, fresh = bytes(memoryview(cache.serialize())), path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            fresh.write_bytes(_digest(stamp, kernels) + kernels)
             fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     return save
+
+
+def _digest(stamp: str, kernels: bytes) -> bytes:
+    return hashlib.sha256(stamp.encode() + b"\n" + kernels).digest()

@@ -1,9 +1,9 @@
 """TensorRT plans of real models, built here without a GPU: every form, precision and compute capability; writes docs/tensorrt.md.
 
-    python benchmarks/tensorrt.py                  what is not in the JSON yet, about half an hour in all; it can be stopped and resumed
-    python benchmarks/tensorrt.py --minutes 4      the same, and stop after about so many minutes
-    python benchmarks/tensorrt.py --gpus sm89      those that are for this alone; sm86,sm89,sm120 for all three in one plan
-    python benchmarks/tensorrt.py --page           the page alone, from benchmarks/results/tensorrt.json
+    python benchmarks/plans.py                  what is not in the JSON yet, about half an hour in all; it can be stopped and resumed
+    python benchmarks/plans.py --minutes 4      the same, and stop after about so many minutes
+    python benchmarks/plans.py --gpus sm89      those that are for this alone; sm86,sm89,sm120 for all three in one plan
+    python benchmarks/plans.py --page           the page alone, from benchmarks/results/tensorrt.json
 
 DeiT-S has random weights and ``cls-attention`` at three blocks, MiniLM its own and LTP at six layers. The graphs are those the builder is
 given; what they compute is measured in ONNX Runtime against the masked program in eager torch, as no plan can run here.
@@ -206,6 +206,8 @@ def main() -> int:
             print(*key(row), row["seconds"], "s", row["megabytes"], "MB", row["off_by"], file=sys.stderr, flush=True)
             if time.monotonic() > end:
                 break
+        if time.monotonic() > end:
+            break
     write_page(rows)
     print(f"{len(rows)} of {len(cells())} cells, {FOUND.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
     return 0
