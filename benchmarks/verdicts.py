@@ -23,7 +23,7 @@ import numpy as np
 
 from tpcompile import api
 from tpcompile.bundle import read
-from tpcompile.data.load import load_data
+from tpcompile.data.feeds import samples_of
 from tpcompile.data.samples import Sample
 from tpcompile.engine import Engine, load
 from tpcompile.recipe import Recipe
@@ -68,14 +68,6 @@ def row(found: Latency) -> dict[str, Any]:
     }
 
 
-def samples_of(bundle: Path, count: int) -> list[Sample]:
-    """The first real inputs that fit the bundle."""
-    manifest = read(bundle).manifest
-    names, patches = tuple(tensor.name for tensor in manifest.inputs), manifest.patches.spec if manifest.patches else None
-    spec = "digits:test" if patches else "docstrings:stream"
-    return load_data(spec, bundle, 256, count, names=names, patches=patches)
-
-
 def run(bundle: Path, runs: int, samples: Sequence[Sample], repeats: int, share: float) -> dict[str, list[dict[str, Any]]]:
     """Compare ``runs`` times with itself and with the slowed copy, in turns."""
 
@@ -113,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe = Recipe.read(Path("digits-50"))
             bundle = Path(scratch) / "digits"
             api.export("tpcompile/digits-vit", out=bundle, method=recipe.method, parameters=recipe.parameters)
-        found = run(bundle, options.runs, samples_of(bundle, options.samples), options.repeats, options.slower)
+        samples = samples_of(read(bundle), None, options.samples, "docstrings:stream", truncate=False)
+        found = run(bundle, options.runs, samples, options.repeats, options.slower)
     counted = {
         "itself_contains_1": sum(entry["contains_1"] for entry in found["itself"]),
         "itself_called_faster": sum(entry["word"] == "faster" for entry in found["itself"]),

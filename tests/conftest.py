@@ -51,3 +51,9 @@ def write_bert(folder: Path, **changes: Any) -> Path:
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny BERT's directory; read only."""
     return write_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def short_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one layer, for what need not be deep; read only."""
+    return write_bert(tmp_path_factory.mktemp("models") / "short", num_hidden_layers=1)

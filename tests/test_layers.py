@@ -20,12 +20,12 @@ ROWS = (
         "proof.scores", "recipe", "report.patchview", "timing.targets",
     ),
     (
-        "bundle", "compare.graphview", "data.tensors", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules",
-        "program", "proof.answers", "timing.breakeven", "timing.turns", "untraceable",
+        "bundle", "compare.graphview", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules", "program",
+        "proof.answers", "timing.breakeven", "timing.turns", "untraceable",
     ),
     (
-        "capture", "compare.fxview", "compare.graphdiff", "data.tasks", "onnx.names", "onnx.ops", "passes.axesmap", "prime",
-        "proof.agreement", "text", "timing.workers",
+        "capture", "compare.fxview", "compare.graphdiff", "data.tasks", "data.tensors", "onnx.names", "onnx.ops",
+        "passes.axesmap", "prime", "proof.agreement", "text", "timing.workers",
     ),
     (
         "data.pictures", "onnx.emit", "onnx.lower", "passes.cost", "passes.levels", "passes.masks", "passes.prefix",

@@ -196,7 +196,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         workers: callers at once; more than 1 measures that too.
         memory: measure the peak memory of each engine, in a process of its own.
         attribute: profile both engines: where the time goes, and from where on pruning should pay.
-        progress: called per phase.
+        progress: called per pass.
     """
     found = bundles.read(path)
     _choose("group", group, ("stream", "length"))
@@ -209,14 +209,13 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     groups = [[rows[i] for i in indices] for indices in batches(rows, size, by_length=group == "length")]
     stream = [Sample("", collate(rows), tokens=max(row.length for row in rows)) for rows in groups]
     gate = None if slo is None else Slo.parse(slo)
-    if progress is not None:
-        progress(f"time {len(rows)} samples by {size}, {2 * repeats} passes", 0, 1)
     twin, kept = other.path, cache(lambda: counts(path, groups) if own else [])
     latency = measure_latency(
         lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
         confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
         crowds=(lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers)),
         flops=found.manifest.flops if own else None, counts=kept,
+        progress=progress and (lambda done, total: progress(f"time {len(rows)} samples by {size}, passes", done, total)),
     )  # fmt: skip
     if attribute:
         times = (np.median(one, axis=0) for one in latency.warm.times.ruler)

@@ -76,6 +76,8 @@ def compose(taps: Mapping[str, np.ndarray], sites: int, length: int) -> Kept:
             old = index >= 0
             lost.append(int(keep.sum() - keep[index[old]].sum()))
             positions, keep = np.where(old, positions[index], -1), np.where(old, keep[index], True)
+        else:
+            lost.append(0)
         alive = np.zeros(length + 1, dtype=bool)
         alive[positions[keep]] = True
         alive = alive[:-1]

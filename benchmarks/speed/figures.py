@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tpcompile.timing.stats import least
+
 Document = Mapping[str, Any]
 PHASES = ("cold", "warm")
-TAIL = 300
-"""Samples from which on a 99th percentile is told."""
 
 
 def row(document: Document, role: str) -> Mapping[str, Any] | None:
@@ -25,10 +25,11 @@ def times(one: Mapping[str, Any], phase: str, only: Sequence[int] = ()) -> list[
     return [each[i] for i in only] if only and not one["only"] else list(each)
 
 
-def spread(one: Mapping[str, Any], phase: str = "warm", percentile: int = 90) -> float:
-    """A percentile over the median."""
-    high, middle = np.quantile(times(one, phase), [percentile / 100, 0.5])
-    return float(high / middle)
+def spread(one: Mapping[str, Any], phase: str = "warm", quantile: float = 0.9) -> float | None:
+    """A quantile over the median; None where there are too few samples for it."""
+    each = times(one, phase)
+    high, middle = np.quantile(each, [quantile, 0.5])
+    return float(high / middle) if len(each) >= least(quantile) else None
 
 
 @dataclass(frozen=True)

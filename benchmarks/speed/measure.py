@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,8 @@ from tpcompile.backends.onnxruntime import SLOWER
 from tpcompile.bundle import read
 
 CHILD = Path(__file__).with_name("child.py")
+PATIENCE = 900
+"""Seconds until an engine that does not open is given up."""
 PAUSE = 0.002
 """Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
 
@@ -72,6 +75,28 @@ class Child:
         if not line:
             raise ChildProcessError(self.row.name)
         return json.loads(line)
+
+    def open(self) -> str:
+        """Wait until it is open; returns why it is not, closed then, and empty where it is."""
+        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            self.load_s = self.answer()["load_s"]
+        except ChildProcessError:
+            self.process.wait()
+            self.said.seek(0)
+            lines = self.said.read().strip().splitlines()
+            self.close()
+            return lines[-1][:200] if lines else "it said nothing"
+        finally:
+            timer.cancel()
+        return ""
+
+    def close(self) -> None:
+        """End the process, and give its pipes back."""
+        self.process.kill()
+        self.process.communicate()
+        self.said.close()
 
 
 def rows(cell: Cell, room: Path, peers: str) -> list[Row]:
@@ -131,19 +156,16 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
             if row.python and not Path(row.python).is_file():
                 left[row.name] = "no environment of its own: see benchmarks/peers/requirements.txt"
                 continue
-            child = _start(row)
-            try:
-                child.load_s = child.answer()["load_s"]
-                children.append(child)
-            except ChildProcessError:
-                left[row.name] = f"did not open: {_last_line(child)}"
+            children.append(child := _start(row))
+            if why := child.open():
+                left[row.name] = f"did not open: {why}"
+                children.remove(child)
         for number in range(passes + 1):
             _pass(children, facts["groups"], number, PAUSE if cell.threads > 1 else 0)
         peaks = [child.ask("end")["peak_mb"] for child in children]
     finally:
         for child in children:
-            child.process.kill()
-            child.process.wait()
+            child.close()
     return {
         "cell": {**asdict(cell), "name": cell.name}, "flops": {"paper": facts["paper"], "graph": facts["graph"]},
         "plan": _plan(room / cell.engine), "samples": facts["groups"], "left_out": left, "seconds": round(time.perf_counter() - begin, 1),
@@ -158,10 +180,10 @@ def rehearse(cell: Cell, room: Path, peers: str) -> dict[str, str]:
         if row.python and Path(row.python).is_file():
             child = _start(row)
             try:
-                child.answer()
-                child.ask("end")
-            except ChildProcessError:
-                left[row.name] = _last_line(child)
+                if why := child.open():
+                    left[row.name] = why
+            finally:
+                child.close()
     return left
 
 
@@ -170,14 +192,6 @@ def _start(row: Row) -> Child:
     said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child: a pipe that nobody reads would stop it
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
     return Child(row, process, said)
-
-
-def _last_line(child: Child) -> str:
-    child.process.wait()
-    child.said.seek(0)
-    lines = child.said.read().strip().splitlines()
-    child.said.close()
-    return lines[-1][:200] if lines else "it said nothing"
 
 
 def _pass(children: Sequence[Child], samples: int, number: int, pause: float) -> None:

@@ -3,8 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +25,8 @@ from tpcompile.plan import Wish
 from tpcompile.subject import Subject, subject_of
 
 DATA = "model.onnx.data"
+EXACT = "onnx-fp32"
+"""The engine that stores what is kept and no more: static graphs are made for its counts, whichever cell comes first."""
 SIZE, LIGHT = 8, 4096
 Log = Callable[[str], None]
 
@@ -57,9 +58,11 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
         batch="one" if cell.batch == 1 else "ragged",
     )
     compiled = build.compile_subject(subject)
-    log(f"{cell.name}: build")
-    with bundles.stage(bundle, force=True) as private:
-        build.fill(private, compiled, cell.target, cell.precision, log, wish=_wish(cell, chosen))
+    for one in (cell, replace(cell, engine=EXACT)):
+        if one is cell or not (room / EXACT).is_dir():
+            log(f"{one.name}: build")
+            with bundles.stage(room / one.engine, force=True) as private:
+                build.fill(private, compiled, one.target, one.precision, log, wish=_wish(one, chosen))
     if facts.is_file():
         return room
     np.savez(
@@ -69,22 +72,16 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
     _write(compiled.twin, room / "twin")
     log(f"{cell.subject}: naive export")
     naive(compiled.subject, room / "naive")
-    counts = api.counts(bundle, groups)
+    counts = api.counts(room / EXACT, groups)
     if cell.batch == 1:
         static(room, workload.bounded, groups, counts)
-    work = saving(bundles.read(bundle).manifest.flops, counts)
+    work = saving(bundles.read(room / EXACT).manifest.flops, counts)
     known = {
         "thresholds": chosen.thresholds, "source": chosen.source, "peer": str(chosen.peer), "paper": work.paper, "graph": work.graph,
-        "counts": [asdict(one) for one in counts], "static": workload.bounded if cell.batch == 1 else 0, "groups": len(groups),
+        "static": workload.bounded if cell.batch == 1 else 0, "groups": len(groups),
     }  # fmt: skip
     facts.write_text(json.dumps(known), encoding="utf-8")
     return room
-
-
-@cache
-def _compiled(source: str, method: str, thresholds: tuple[float, ...], batch: str) -> build.Compiled:
-    """Compiled once for all engines of a run."""
-    return build.compile_subject(subject_of(source, None, None, method, {"thresholds": list(thresholds)}, batch=batch))
 
 
 def _wish(cell: Cell, chosen: Chosen) -> Wish:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +14,10 @@ from tpcompile.data.images import CONFIG, Preprocessing
 from tpcompile.manifest import PatchesInfo
 from tpcompile.spec import Patches
 
-sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py, which is no test
+if TYPE_CHECKING:
+    from tpcompile.build import Compiled
+
+sys.path.insert(0, str(Path(__file__).parent))  # for error_cases.py and bundle_parts.py, which are no tests
 
 GRID = Patches(1, 4, 4)
 
@@ -26,6 +30,16 @@ def _root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A bundle of a few bytes, of ``bundle_parts``."""
+    from bundle_parts import fill
+
+    with bundles.stage(tmp_path / "out") as folder:
+        fill(folder)
+    return tmp_path / "out"
 
 
 def tiny_vit() -> "object":
@@ -99,18 +113,25 @@ def image_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text_bundles(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny BERT, whose last two of three layers drop tokens, as a bundle by target; one compilation serves all. Read only."""
-    from tpcompile.backends import backends
-    from tpcompile.build import compile_subject, fill
+def text_compiled(bert_folder: Path) -> "Compiled":
+    """The tiny BERT, whose last two of three layers drop tokens, ready to fill a bundle of any target and form."""
+    from tpcompile.build import compile_subject
     from tpcompile.subject import subject_of
 
-    compiled = compile_subject(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.0, 0.04, 0.06]}))
+    return compile_subject(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.0, 0.04, 0.06]}))
+
+
+@pytest.fixture(scope="session")
+def text_bundles(text_compiled: "Compiled", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """That BERT as a bundle by target. Read only."""
+    from tpcompile.backends import backends
+    from tpcompile.build import fill
+
     found = {}
     for target in [name for name, backend in backends().items() if backend.probe().devices]:
         found[target] = tmp_path_factory.mktemp("texts") / target
         with bundles.stage(found[target]) as folder:
-            fill(folder, compiled, target)
+            fill(folder, text_compiled, target)
     return found
 
 

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import tpcompile
+from tpcompile import bundle as bundles
 from tpcompile.cli import main
 from tpcompile.cli.documents import documents
 from tpcompile.cli.schema import schema_for, shape
 from tpcompile.cli.settings import Settings
+from tpcompile.demo import Demo
+from tpcompile.recipe import Recipe
+from tpcompile.report.page import EngineRun
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 THRESHOLDS = "thresholds=[0.0, 0.04, 0.06]"
@@ -102,7 +107,7 @@ def test_the_table_names_the_keys_of_every_document() -> None:
     assert {name: sorted(names) for name, names in published().items()} == {name: sorted(keys(name)) for name in documents()}
 
 
-def test_the_documents_of_verbs_on_a_bundle(bundle: Path, texts: Path, tmp_path: Path) -> None:
+def test_the_documents_of_verbs_on_a_bundle(bundle: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ["--data", texts, "--json"]
     check("validate", call("validate", bundle, *data))
     check("bench", call("bench", bundle, "--repeats", "2", *data))
@@ -112,6 +117,10 @@ def test_the_documents_of_verbs_on_a_bundle(bundle: Path, texts: Path, tmp_path:
     check("run", call("run", bundle, "--text", "words", "--json"))
     check("verify", call("verify", bundle, "--json"))
     check("diff", call("diff", bundle, bundle / "dense", "--json"))
+    recipe = Recipe.read(Path("minilm-ltp"))
+    run = EngineRun(bundles.read(bundle).manifest, tpcompile.validate(bundle, texts), tpcompile.bench(bundle, data=texts, repeats=2))
+    monkeypatch.setattr("tpcompile.demo.run", lambda **_: Demo((run,), recipe, tmp_path / "report.html", ("another is left out",)))
+    check("demo", call("demo", "--json"))
     manifest = json.loads((bundle / "tpcompile.json").read_text(encoding="utf-8"))
     assert set(manifest) == set(schema_for("manifest")["properties"])
 
@@ -145,7 +154,6 @@ def test_schema_lists_and_prints() -> None:
     assert {"validate", "passes list", "manifest"} <= set(names)
     assert json.loads(call("schema", "passes", "list").stdout) == schema_for("passes list")
     assert "no document is called 'frob'" in call("schema", "frob").stderr
-
 
 
 

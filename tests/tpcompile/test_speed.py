@@ -82,6 +82,19 @@ def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None
     assert "Left out: slow: absent." in speed.page.cell(document())
 
 
+def test_a_disturbed_first_pass_is_told(speed: SimpleNamespace) -> None:
+    calm, slow = document(), document()
+    slow["rows"] = [{**row, "cold_ms": [3 * one for one in row["warm_ms"][0]]} for row in calm["rows"]]
+    assert "Disturbed" not in speed.page.cell(calm)
+    assert "at least 3.00 times" in speed.page.cell(slow)
+
+
+def test_two_samples_have_no_percentile(speed: SimpleNamespace) -> None:
+    assert speed.figures.spread(document()["rows"][0]) is None
+    assert speed.figures.spread({"only": (), "warm_ms": [[*range(1, 30)]]}) == pytest.approx(26.2 / 15)
+    assert "| pruned | 2 | 8 | 4 | - |" in speed.page.cell(document())
+
+
 def test_a_graph_for_one_sample_has_no_free_size(speed: SimpleNamespace) -> None:
     nodes = [helper.make_node("NonZero", ["mask"], ["index"]), helper.make_node("Identity", ["index"], ["y"])]
     graph = helper.make_graph(

@@ -77,9 +77,7 @@ class OnnxRuntime:
             if taps:
                 source = _tapped(path, taps).SerializeToString()
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-            return OnnxSession(
-                runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOWER))
-            )
+            return OnnxSession(_inference(runtime, source, options))
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OnnxProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""
@@ -89,7 +87,7 @@ class OnnxRuntime:
         options = _options(runtime, threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(scratch.name) / "ops")
         with _refusals(path):
-            return OnnxProfile(runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), scratch)
+            return OnnxProfile(_inference(runtime, str(path), options), scratch)
 
 
 class OnnxSession:
@@ -153,6 +151,11 @@ def _options(runtime: Any, threads: int) -> Any:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     return options
+
+
+def _inference(runtime: Any, source: str | bytes, options: Any) -> Any:
+    """What is timed and what is profiled is the same graph."""
+    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOWER))
 
 
 def _runtime() -> Any:

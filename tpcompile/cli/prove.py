@@ -45,8 +45,12 @@ class Tolerance(click.ParamType[tuple[str, float]]):
 
 
 def tolerances(_: click.Context, __: click.Parameter, given: Sequence[tuple[str, float]]) -> dict[str, float] | None:
-    """What was given, by pattern; None where nothing was."""
-    return dict(given) or None
+    """What was given, by pattern; None where nothing was. The last that fits counts: a pattern given again moves to the end."""
+    found: dict[str, float] = {}
+    for pattern, value in given:
+        found.pop(pattern, None)
+        found[pattern] = value
+    return found or None
 
 
 EXAMPLES = """\b

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from tpcompile import bundle as bundles
 from tpcompile.bundle import MANIFEST, Bundle
 from tpcompile.capture import Dynamic, capture
-from tpcompile.compare.cutout import cut_out, vacant
+from tpcompile.compare.cutout import cut_out
 from tpcompile.compare.findings import FOUND, UNCLEAR, Bisection, Culprit, Step, notes, nothing, off, worst
 from tpcompile.compare.layers import Found, locate
 from tpcompile.compare.passwise import bisect_passes
@@ -21,6 +21,7 @@ from tpcompile.compare.watch import Batch, Law, Seen, Side, engine_side, judge, 
 from tpcompile.data.feeds import wants
 from tpcompile.data.probes import Wants, apart, gather, groups
 from tpcompile.data.samples import Sample
+from tpcompile.data.tensors import vacant
 from tpcompile.engine import check
 from tpcompile.errors import UsageError
 from tpcompile.manifest import Manifest

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tpcompile.compare.layers import Level, Root, common_rows
 from tpcompile.compare.watch import Batch, Seen, Side
-from tpcompile.errors import EnvironmentFault, UsageError
+from tpcompile.data.tensors import vacant
+from tpcompile.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     import onnx
@@ -51,16 +52,6 @@ def alike(side: str, array: np.ndarray) -> np.ndarray:
 engine, reference = (alike(side, value(side)).astype(np.float64) for side in ("engine", "reference"))
 print("{name}", engine.shape, "largest difference", np.abs(engine - reference).max())
 '''
-
-
-def vacant(out: Path) -> None:
-    """Refuse a folder that cannot be written anew.
-
-    Raises:
-        UsageError: it exists.
-    """
-    if out.exists():
-        raise UsageError(f"{out} exists", fix="choose another folder for --out")
 
 
 def cut_out(out: Path, root: Root, way: Sequence[Level], sides: tuple[Side, Side], batch: Batch, seen: tuple[Seen, Seen]) -> None:

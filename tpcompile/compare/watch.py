@@ -275,7 +275,7 @@ def _judge(
     if any(flip.margin > law.noise for flip in flips):
         hopeless = Difference(differences[worst].max_abs, math.inf, differences[worst].cosine, math.inf)
         return Judged(number, "differs", f"site{flips[0].site}.keep", hopeless)
-    if flips:
+    if flips and math.isfinite(differences[worst].required):
         return Judged(number, "noise")
     verdict = "differs" if differences[worst].required > law.tolerance else "equal"
     return Judged(number, verdict, worst, differences[worst])

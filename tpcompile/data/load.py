@@ -81,7 +81,11 @@ def load_data(
     name, _, part = ("docstrings" if spec is None else str(spec)).partition(":")
     if name == "docstrings":
         return _docstring_samples(part or "all", tokenizer, max_length, limit, names)
-    rows = open_task(str(spec), Labels.read(folder)) or read_file(Path(str(spec)))
+    rows = open_task(str(spec), Labels.read(folder))
+    if rows is None:
+        rows = read_file(Path(str(spec)))
+    if not rows:
+        raise InputError(f"{spec} holds no texts", fix="pass data with at least one")
     count = None if limit is None else limit * (2 if rows[0].role else 1)
     if truncate:
         tokenizer.enable_truncation(max_length, strategy="longest_first" if rows[0].answers is None else "only_second")

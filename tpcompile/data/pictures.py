@@ -1,7 +1,7 @@
 """Real images to prove and time on: a file, a folder, or scikit-learn's digits, as an engine takes them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import numpy as np
 from tpcompile.data import tasks
 from tpcompile.data.images import Preprocessing, digits, open_image
 from tpcompile.data.samples import Sample
+from tpcompile.data.textfiles import read_text
 from tpcompile.errors import InputError, ModelError, UsageError
 from tpcompile.spec import Patches
 
@@ -144,17 +145,31 @@ def _imagenet(folder: Path) -> Iterator[Source]:
         if not table.is_file():
             fix = f"put {TABLE} there, or keep a folder per synset"
             raise InputError(f"{inside} holds images of no class, and there is no {table}", fix=fix)
-        rows = (line.split(",") for line in table.read_text(encoding="utf-8").splitlines()[1:])
-        labels = {row[0]: number[row[1].split()[0]] for row in rows if len(row) > 1}
-        return (_file(path, labels.get(path.stem)) for path in files)
-    known = [one for one in folders if one.name in number]
-    rounds = itertools.zip_longest(*([_file(path, number[one.name]) for path in _entries(one)[0]] for one in known))
-    return (source for row in rounds for source in row if source is not None)
+        labels = _labels(table, number)
+        unknown = [path for path in files if path.stem not in labels]
+        if unknown:
+            raise InputError(f"{table} has no label of {unknown[0].name}", fix="pass the images and the table as published")
+        return (_file(path, labels[path.stem]) for path in files)
+    if strange := [one.name for one in folders if one.name not in number]:
+        raise InputError(f"{SYNSETS} has no class for the folder {strange[0]}", fix="pass the list of synsets as published")
+    return _in_turns([_file(path, number[one.name]) for path in _entries(one)[0]] for one in folders)
+
+
+def _labels(table: Path, number: Mapping[str, int]) -> dict[str, int]:
+    """Image -> class, of a table ``ImageId,PredictionString``: the first word of the second column is the synset."""
+    found = {}
+    for place, line in enumerate(read_text(table).splitlines()[1:], 2):
+        image, _, boxes = line.partition(",")
+        synset = boxes.partition(" ")[0]
+        if synset not in number:
+            raise InputError(f"{table}:{place}: {synset!r} is no class", fix="pass the table as published")
+        found[image] = number[synset]
+    return found
 
 
 def _synsets(folder: Path) -> list[str]:
     path = folder / SYNSETS
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.is_file() else []
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
 
 
 def _file(path: Path, label: int | None = None) -> Source:
@@ -171,8 +186,12 @@ def _folder(folder: Path) -> Iterator[Source]:
     classes = [_entries(one)[0] for one in folders]
     if not any(classes):
         raise InputError(f"{folder} holds no images", fix=f"images end in {', '.join(sorted(SUFFIXES))}")
-    rounds = itertools.zip_longest(*([_file(path, label) for path in paths] for label, paths in enumerate(classes)))
-    return (source for row in rounds for source in row if source is not None)
+    return _in_turns([_file(path, label) for path in paths] for label, paths in enumerate(classes))
+
+
+def _in_turns(classes: Iterable[Sequence[Source]]) -> Iterator[Source]:
+    """The first image of every class, then the second ones."""
+    return (source for row in itertools.zip_longest(*classes) for source in row if source is not None)
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -1,6 +1,5 @@
 """Data sets in their own layouts: GLUE's and SQuAD's files, and what the package ``datasets`` has here. Nothing is downloaded."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tpcompile.data.textfiles import Text, read_text, row_texts
-from tpcompile.errors import EnvironmentFault, InputError, UsageError, first_line
+from tpcompile.errors import EnvironmentFault, InputError, ModelError, UsageError, first_line
 
 ENTAILMENT = ("entailment", "neutral", "contradiction")
 FOLDERS = "glue:TASK:FOLDER, squad:FILE.json, datasets:FOLDER[:SPLIT]"
@@ -60,12 +59,19 @@ class Labels:
 
     @classmethod
     def read(cls, folder: Path) -> "Labels":
-        """From a bundle's ``config.json``; empty where it names no labels."""
+        """From a bundle's ``config.json``; empty where it names no labels.
+
+        Raises:
+            ModelError: it is no such file.
+        """
         path = folder / "config.json"
         if not path.is_file():
             return cls()
-        found = json.loads(path.read_text(encoding="utf-8")).get("label2id") or {}
-        return cls({str(name).lower(): int(number) for name, number in found.items()})
+        try:
+            found = json.loads(read_text(path)).get("label2id") or {}
+            return cls({str(name).lower(): int(number) for name, number in found.items()})
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{path} does not say which label is which: {first_line(error)}", fix="save the model again") from error
 
     def order(self, classes: Sequence[str]) -> Mapping[str, int]:
         """Name in lower case -> number."""
@@ -113,9 +119,9 @@ def glue_files(name: str, folder: Path, labels: Labels) -> list[Text]:
     """
     layout = GLUE[name]
     path = next((one for one in (folder / layout.file, folder / layout.folder / layout.file) if one.is_file()), folder / layout.file)
-    lines = list(csv.reader(read_text(path).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    lines = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
     named = any(isinstance(column, str) for column in layout.columns.values())
-    head = lines[0] if lines and named else []
+    head = lines[0] if named else []
     missing = [column for column in layout.columns.values() if isinstance(column, str) and column not in head]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}", fix=f"pass the files of GLUE as published: {layout.folder}/{layout.file}")
@@ -123,7 +129,7 @@ def glue_files(name: str, folder: Path, labels: Labels) -> list[Text]:
     order = labels.order(layout.classes)
     rows: list[Text] = []
     for number, line in enumerate(lines[1 if named else 0 :], 2 if named else 1):
-        if not line:
+        if line == [""]:
             continue
         source = f"{path}:{number}"
         if len(line) <= max(places.values()):
@@ -145,7 +151,7 @@ def squad_file(path: Path) -> list[Text]:
                 "text": [answer["text"] for answer in entry["answers"]]}})
             for article in document["data"] for part in article["paragraphs"] for entry in part["qas"]
         ]  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no file of SQuAD: {error!r}", fix="pass dev-v1.1.json or dev-v2.0.json as published") from error
     return [text for number, (source, row) in enumerate(rows) for text in row_texts(row, source, number)]
 

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample
-from tpcompile.errors import EnvironmentFault, InputError, UsageError
+from tpcompile.data.textfiles import read_text
+from tpcompile.errors import EnvironmentFault, InputError, UsageError, first_line
 from tpcompile.spec import Patches
 
 SUFFIXES = (".safetensors", ".npz")
+MAX_BYTES = 4 * 2**30
+"""The most that an archive may unpack to: a small file can claim any size."""
 LABEL = "label"
 """A tensor of this name is no input: the sample's class."""
 
@@ -33,7 +36,7 @@ def read_tensors(path: Path, names: Sequence[str], limit: int | None = None, pat
         patches: of the engine's tokens, where they are parts of an image.
 
     Raises:
-        InputError: a file cannot be read, or lacks an input.
+        InputError: a file cannot be read, lacks an input, or holds a label that is no class.
     """
     files = [path] if path.suffix.lower() in SUFFIXES else sorted(_files(path))
     return [_sample(file, names, patches) for file in files[:limit]]
@@ -48,27 +51,41 @@ def _sample(file: Path, names: Sequence[str], patches: Patches | None) -> Sample
     missing = [name for name in names if name not in held]
     if missing:
         raise InputError(f"{file} holds no tensor {missing[0]!r}", fix=f"save one tensor for each input: {', '.join(names)}")
-    beside = file.with_suffix(".txt")
-    text = beside.read_text(encoding="utf-8") if beside.is_file() else str(file)
-    label = int(held[LABEL].reshape(-1)[0]) if LABEL in held and held[LABEL].size == 1 else None
     tokens = patches.tokens if patches is not None else 0
+    if not tokens and held[names[0]].ndim < 2:
+        raise InputError(f"{file}: {names[0]} is {list(held[names[0]].shape)}, not [1, tokens, ...]", fix="keep the batch dim of 1")
+    beside = file.with_suffix(".txt")
+    text = read_text(beside) if beside.is_file() else str(file)
+    label = _label(file, held[LABEL]) if LABEL in held and LABEL not in names else None
     return Sample(text, {name: held[name] for name in names}, label=label, tokens=tokens)
 
 
+def _label(file: Path, value: NDArray[Any]) -> int:
+    if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
+        raise InputError(f"{file}: the label is no class index", fix="save one integer: 0, 1, ...")
+    return int(value.item())
+
+
 def _load(file: Path) -> Mapping[str, NDArray[Any]]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         if file.suffix.lower() == ".safetensors":
             found: Mapping[str, NDArray[Any]] = load_file(file)
             return found
+        with zipfile.ZipFile(file) as entries:
+            size = sum(entry.file_size for entry in entries.infolist())
+        if size > MAX_BYTES:
+            raise InputError(f"{file} unpacks to {size / 2**30:.1f} GiB", fix="save a file for each sample")
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}", fix="check the path") from error
-    except (SafetensorError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} holds no tensors: {error}", fix="write it with safetensors or numpy.savez; no objects") from error
+    except Exception as error:  # a broken file makes the readers raise whatever they meet: zlib.error, TypeError, SafetensorError, ...
+        fix = "write it with safetensors or numpy.savez; no objects"
+        raise InputError(f"{file} holds no tensors: {first_line(error)}", fix=fix) from error
 
 
 def save_worst(folder: Path, samples: Sequence[Sample], records: Sequence[Mapping[str, Any]]) -> Path:
@@ -106,4 +123,4 @@ def vacant(folder: Path) -> None:
         UsageError: it does.
     """
     if folder.exists():
-        raise UsageError(f"{folder} exists", fix="choose another folder for the worst samples")
+        raise UsageError(f"{folder} exists", fix="choose another folder, or remove it")

@@ -6,7 +6,8 @@ The names are those of the usual data sets, so that a table of GLUE or SQuAD nee
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _json_lines(path: Path, content: str) -> Iterator[Text]:
         source = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{source}: not JSON: {error}", fix='one object a line, such as {"text": "..."}') from error
         if not isinstance(row, dict):
             raise InputError(f"{source}: not a JSON object", fix='one object a line, such as {"text": "..."}')
@@ -133,15 +134,14 @@ def row_texts(
         order: name of a label in lower case -> its number.
 
     Raises:
-        InputError: no column that is known, an empty text, a label that is none.
+        InputError: no column that is known, an empty text, a label or an answer that is none.
     """
     if "query" in row and "target" in row:
         yield Text(_filled(row["query"], source), source, pair=number, role="query")
         yield Text(_filled(row["target"], source), source, pair=number, role="target")
         return
     if "question" in row and "context" in row:
-        answers = row.get("answers")
-        known = None if answers is None else tuple(dict.fromkeys(answers["text"] if isinstance(answers, Mapping) else answers))
+        known = _answers(row.get("answers"), source)
         yield Text(_filled(row["question"], source), source, second=_filled(row["context"], source), answers=known)
         return
     columns = next((pair for pair in PAIRS if all(row.get(one) is not None for one in pair)), ())
@@ -154,6 +154,18 @@ def row_texts(
         yield Text(first, source, second=second, number=_number(given, source))
     else:
         yield Text(first, source, _label(given, source, order or {}), second=second, metric=metric)
+
+
+def _answers(value: object, source: str) -> tuple[str, ...] | None:
+    """The right answers, each once: a list, SQuAD's ``{"text": [...]}``, or one text; None where they are not known."""
+    if value is None:
+        return None
+    found = value.get("text") if isinstance(value, Mapping) else value
+    if isinstance(found, str):
+        return (found,) if found else ()
+    if not isinstance(found, Sequence) or not all(isinstance(one, str) for one in found):
+        raise InputError(f"{source}: the answers are no list of texts", fix='such as ["Paris"], or [] where there is none')
+    return tuple(dict.fromkeys(found))
 
 
 def _filled(value: object, source: str) -> str:
@@ -181,6 +193,9 @@ def _label(value: object, source: str, order: Mapping[str, int]) -> int | None:
 
 def _number(value: object, source: str) -> float:
     try:
-        return float(str(value))
-    except ValueError as error:
-        raise InputError(f"{source}: the label {value!r} is no number", fix="this task's labels are numbers") from error
+        found = float(str(value))
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"{source}: the label {value!r} is no number", fix="this task's labels are numbers")
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample
-from tpcompile.errors import UsageError
+from tpcompile.errors import InputError, UsageError
 from tpcompile.proof.answers import ENDS, answer_text, score_answer
 from tpcompile.proof.scores import METRICS, Metric, Values, drop_interval, mcnemar, mean
 from tpcompile.timing.stats import Interval
@@ -28,12 +28,13 @@ class Task:
 
     Attributes:
         name: ``recall@1`` (retrieval pairs), ``accuracy``, ``f1`` or ``matthews`` (labels), ``pearson`` (numbers), ``span f1`` (answers),
-            ``top-1 agreement`` (logits), ``token agreement`` (logits of every token), ``span agreement`` (both ends of an answer),
-            ``token cosine`` (hidden states) or ``cosine`` (embeddings).
+            ``top-1 agreement`` (logits), ``correlation`` (one logit), ``token agreement`` (logits of every token), ``span agreement``
+            (both ends of an answer), ``token cosine`` (hidden states) or ``cosine`` (embeddings).
         count: queries, labelled samples, samples or tokens behind it.
         dense: the dense model's score; None where the metric compares the two models directly.
         pruned: the pruned engine's.
-        agreement: share of cases in which both give the same answer (the mean cosine for ``cosine`` and ``token cosine``).
+        agreement: share of cases in which both give the same answer (the mean cosine for ``cosine`` and ``token cosine``; where the answer
+            is a number, how the two correlate).
         interval: of the drop, by a paired bootstrap; None where there are too few cases.
         lost: cases that only dense has right; None where cases are not right or wrong.
         gained: cases that only pruned has right.
@@ -82,10 +83,12 @@ def measure(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confiden
 
     Raises:
         UsageError: the two models share no output.
+        InputError: a label that the model has no class for.
     """
     shared = [name for name in dense[0] if name in pruned[0]]
     embedding = next((name for name in EMBEDDINGS if name in shared), None)
-    if embedding and {"query", "target"} <= {sample.role for sample in samples}:
+    roles = [sample.role for sample in samples]
+    if embedding and "query" in roles and roles.count("target") > 1:  # among one target every query finds its own
         return _retrieval(samples, dense, pruned, embedding, confidence)
     if LOGITS in shared:
         if dense[0][LOGITS].ndim == 3:
@@ -135,12 +138,12 @@ def _retrieval(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, name:
 
 def _classify(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confidence: float) -> Task:
     left, right = (np.stack([outputs[LOGITS].astype(np.float64).ravel() for outputs in side]) for side in (dense, pruned))
-    if all(sample.number is not None for sample in samples) and left.shape[1] == 1:
-        wanted = np.array([sample.number for sample in samples], dtype=np.float64)
-        a, b = left[:, 0], right[:, 0]
-        return _scored("pearson", METRICS["pearson"], (a, b), wanted, float(METRICS["pearson"](a, b)), confidence, binary=False)
+    if left.shape[1] == 1:
+        return _regress(samples, left[:, 0], right[:, 0], confidence)
     a, b = (side.argmax(axis=1).astype(np.float64) for side in (left, right))
     labels = np.array([-1 if sample.label is None else sample.label for sample in samples], dtype=np.float64)
+    if (high := int(labels.max())) >= left.shape[1]:
+        raise InputError(f"a label is {high}, the model has classes 0 to {left.shape[1] - 1}", fix="use the model's label numbers")
     known, more = labels >= 0, _closeness(left, right)
     if not known.any():
         return Task("top-1 agreement", len(samples), None, None, _share(a == b), more=more)
@@ -149,10 +152,18 @@ def _classify(samples: Sequence[Sample], dense: Outputs, pruned: Outputs, confid
     return replace(task, more=more | (_top5(left, right, labels) if left.shape[1] > TOP else {}))
 
 
+def _regress(samples: Sequence[Sample], dense: Values, pruned: Values, confidence: float) -> Task:
+    """One logit is a number: it has no classes to agree on, and labels are the right numbers."""
+    alike = float(METRICS["pearson"](dense, pruned))
+    wanted = [sample.label if sample.number is None else sample.number for sample in samples]
+    if any(number is None for number in wanted):
+        return Task("correlation", len(samples), None, None, alike)
+    right = np.array(wanted, dtype=np.float64)
+    return _scored("pearson", METRICS["pearson"], (dense, pruned), right, alike, confidence, binary=False)
+
+
 def _closeness(dense: Values, pruned: Values) -> dict[str, float]:
     """How near two sets of logits ``[n, L]`` are as distributions, and in their first five classes."""
-    if dense.shape[1] < 2:
-        return {}
     p, q = (side - np.logaddexp.reduce(side, axis=1, keepdims=True) for side in (dense, pruned))
     found = {"kl": max(0.0, float((np.exp(p) * (p - q)).sum(axis=1).mean()))}
     if dense.shape[1] > TOP:

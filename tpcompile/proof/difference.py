@@ -55,15 +55,15 @@ class Tolerances:
         return Allowed(atol, _last(self.rtol, name, atol))
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse a tolerance that is not positive, and a pattern that fits no output.
+        """Refuse a tolerance that is not positive and finite, and a pattern that fits no output.
 
         Raises:
             UsageError: one of the two.
         """
         known = list(names)
         for pattern, value in (("*", self.default), *self.atol, *self.rtol):
-            if not value > 0:
-                raise UsageError(f"the tolerance {value} is not positive", fix="the law's own is 1e-5")
+            if not 0 < value < math.inf:
+                raise UsageError(f"the tolerance {value} is not positive and finite", fix="the law's own is 1e-5")
             if known and not any(fnmatchcase(name, pattern) for name in known):
                 raise UsageError(f"no output is called {pattern!r}", fix=f"the outputs are {', '.join(known)}")
 

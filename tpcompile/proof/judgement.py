@@ -113,30 +113,35 @@ def judge_all(
         return "INCONCLUSIVE", f"the law judged no sample: {others}", Inconclusive.exit_code
     if 2 * judged < len(data):
         return "INCONCLUSIVE", f"only {judged} of {len(data)} samples could be judged: {others}", Inconclusive.exit_code
-    if task is not None and (refusal := _accuracy(task, demands)) is not None:
+    if (refusal := _accuracy(task, demands)) is not None:
         return refusal
     inside = f"; left out: {others}" if others else ""
     bound = max(law.allowed(name).atol for name in data[0].outputs)
     return "PASSED", f"{judged} of {len(data)} samples within {bound:.0e} of the masked reference{inside}", 0
 
 
-def _accuracy(task: Task, demands: Demands) -> Verdict | None:
-    """Why pruned is too far from dense, or why that cannot be told; None where it is near enough."""
+def _accuracy(task: Task | None, demands: Demands) -> Verdict | None:
+    """Why pruned is too far from dense, or why that cannot be told; None where it is near enough, or nothing is asked."""
     least, most = demands.min_agreement, demands.max_drop
-    if least is not None and task.agreement < least:
+    if task is None:
+        asked = least is not None or most is not None
+        return ("INCONCLUSIVE", "the dense model gives NaN or infinity", Inconclusive.exit_code) if asked else None
+    if least is not None and not task.agreement >= least:
         return "FAILED", f"agreement with dense ({task.name}) is {task.agreement:.4f}, asked for {least}", AccuracyError.exit_code
     if most is None:
         return None
     if task.drop is None:
         return "INCONCLUSIVE", f"the outputs give no right answers to compare ({task.name})", Inconclusive.exit_code
     fall = f"{task.name} falls from {task.dense:.4f} to {task.pruned:.4f}"
-    if demands.confidence is None or task.interval is None:
-        return ("FAILED", f"{fall}, allowed is {most:.4f}", AccuracyError.exit_code) if task.drop > most else None
+    if demands.confidence is None:
+        return None if task.drop <= most else ("FAILED", f"{fall}, allowed is {most:.4f}", AccuracyError.exit_code)
+    if task.interval is None:
+        return "INCONCLUSIVE", f"{fall}: {task.count} cases are too few for an interval", Inconclusive.exit_code
     low, high = task.interval.low, task.interval.high
     known = f"{fall}: with {demands.confidence:.0%} confidence by {low:.4f} to {high:.4f}, allowed is {most:.4f}"
     if low > most:
         return "FAILED", known, AccuracyError.exit_code
-    return ("INCONCLUSIVE", known, Inconclusive.exit_code) if high > most else None
+    return None if high <= most else ("INCONCLUSIVE", known, Inconclusive.exit_code)
 
 
 def _others(records: Sequence[SampleParity]) -> str:

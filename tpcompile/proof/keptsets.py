@@ -5,7 +5,6 @@ a flipped token was from it.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,7 +64,7 @@ class Flip:
         site: index of the site.
         position: in the input.
         kept_by: ``engine`` or ``reference``.
-        margin: the most that its score can be away from the threshold, relative to the site's largest score.
+        margin: the most that either side's score of it can be away from the threshold, relative to the site's largest score.
     """
 
     site: int
@@ -74,9 +73,7 @@ class Flip:
     margin: float
 
 
-def compare_kept(
-    got: KeptSets, truth: KeptSets, length: int, thresholds: Sequence[float] | None = None
-) -> tuple[tuple[Flip, ...], float]:
+def compare_kept(got: KeptSets, truth: KeptSets, length: int) -> tuple[tuple[Flip, ...], float]:
     """Flips at the first site where the sets differ, and the score noise seen up to there.
 
     Later sites are not compared: what they see follows from the first flip.
@@ -85,7 +82,6 @@ def compare_kept(
         got: the engine's kept sets, masks bool ``[N]`` and scores float ``[N]`` (NaN where gone) per site.
         truth: the reference's.
         length: N.
-        thresholds: the score each site compares with, where it is known; else it is bounded by what either side kept and dropped.
 
     Returns:
         The flips, and the largest score difference relative to the largest score of its site.
@@ -97,9 +93,9 @@ def compare_kept(
         scale = _largest(np.abs(reference[entered])) or 1.0
         heard = max(heard, _largest(np.abs(scores - reference)[entered]) / scale)
         if not np.array_equal(mask, right):
-            bounds = (thresholds[site],) * 2 if thresholds else _boundary((mask, scores), (right, reference), entered)
+            bounds = _boundary((mask, scores), (right, reference), entered)
             return tuple(
-                Flip(site, int(i), "engine" if mask[i] else "reference", _margin(float(reference[i]), bounds) / scale)
+                Flip(site, int(i), "engine" if mask[i] else "reference", _margin((scores[i], reference[i]), bounds) / scale)
                 for i in np.flatnonzero(mask != right)
             ), heard
         entered = entered & right
@@ -137,9 +133,9 @@ def _boundary(left: Side, right: Side, entered: NDArray[np.bool_]) -> tuple[floa
     )  # no one threshold explains both sides: not noise, whatever the scores
 
 
-def _margin(score: float, bounds: tuple[float, float]) -> float:
-    away = max(abs(score - bounds[0]), abs(score - bounds[1]))
-    return math.inf if math.isnan(away) else away
+def _margin(scores: tuple[float, float], bounds: tuple[float, float]) -> float:
+    away = [abs(float(score) - bound) for score in scores for bound in bounds]
+    return math.inf if any(map(math.isnan, away)) else max(away)
 
 
 def _largest(values: NDArray[np.float64], nothing: float = 0.0) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample, batches, collate, split
@@ -66,7 +67,7 @@ class Parity:
         overflow_gap: the tolerance that those would need.
         score_noise: largest score difference seen, relative to its site's largest score, where the kept sets agree so far.
         tap_gap: largest difference between the engine's outputs with and without taps.
-        task: dense against pruned; None without a dense model, or where an output is missing or not finite.
+        task: dense against pruned; None without a dense model, or where an output is missing or not finite, be it the dense one's.
         worst: index of the sample with the largest required tolerance.
         worst_inputs: that sample's inputs, as nested lists.
         tolerances: what each output may be off by.
@@ -148,7 +149,6 @@ def validate(
     tolerance: float | Tolerances = TOLERANCE,
     *,
     noise: float = NOISE,
-    thresholds: Sequence[float] | None = None,
     min_agreement: float | None = None,
     max_drop: float | None = None,
     confidence: float | None = None,
@@ -167,7 +167,6 @@ def validate(
         samples: real inputs, of several lengths.
         tolerance: of the law; one number, or one for each output.
         noise: how close to the threshold a flipped token's score must be, relative to the site's largest score.
-        thresholds: the score each site compares with, where the method has fixed ones.
         min_agreement: least share of cases in which dense and pruned agree.
         max_drop: largest drop of accuracy or recall, as a share (0.005 is half a point).
         confidence: with which the drop must be known to lie on one side of ``max_drop``; None: the measured drop decides.
@@ -179,10 +178,10 @@ def validate(
 
     Raises:
         InputError: no samples.
-        UsageError: a gate that the data cannot answer, a tolerance that is not positive, or one for an output that is not there.
+        UsageError: a gate that the data cannot answer, a tolerance that is not positive and finite, or one for an output that is not there.
     """
     law = tolerance if isinstance(tolerance, Tolerances) else Tolerances(tolerance)
-    _check(dense, samples, noise, min_agreement, max_drop)
+    _check(dense, samples, noise, min_agreement, max_drop, confidence)
     groups = [[samples[i] for i in group] for group in batches(samples, batch)]
     total = len(samples) + sum(map(len, probes))
     records: list[SampleParity] = []
@@ -194,7 +193,7 @@ def validate(
             if not records:
                 law.check(run.expected)
             number = len(records) - (len(samples) if len(records) >= len(samples) else 0)
-            record, heard = _record(number, sample, run, law, noise, thresholds, static)
+            record, heard = _record(number, sample, run, law, noise, static)
             records.append(record)
             seen_noise = max(seen_noise, heard)
             tap_gap = max([tap_gap, *(difference.max_abs for difference in compare_outputs(run.tapped, run.plain).values())])
@@ -203,7 +202,9 @@ def validate(
         if progress is not None:
             progress(len(records), total)
     data, made_up = records[: len(samples)], records[len(samples) :]
-    sound = all(math.isfinite(record.required) for record in data)
+    sound = all(math.isfinite(record.required) for record in data) and all(
+        np.isfinite(value).all() for full in theirs for value in full.values()
+    )
     task = measure(samples, theirs[: len(data)], ours[: len(data)], confidence or CONFIDENCE) if dense is not None and sound else None
     verdict, reason, code = judge_all(data, made_up, task, law, Demands(min_agreement, max_drop, confidence))
     first = max(data, key=badness)
@@ -251,18 +252,23 @@ def _runs(
 
 
 def _record(
-    index: int, sample: Sample, run: _Run, law: Tolerances, noise: float, thresholds: Sequence[float] | None, static: bool
+    index: int, sample: Sample, run: _Run, law: Tolerances, noise: float, static: bool
 ) -> tuple[SampleParity, float]:
     """One sample's comparison, and the score noise that was seen."""
     plain, _, kept, expected, truth, full = run
-    flips, heard = compare_kept(kept, truth, len(truth.scores[0]) if truth.scores else sample.length, thresholds)
+    flips, heard = compare_kept(kept, truth, len(truth.scores[0]) if truth.scores else sample.length)
     outputs = compare_outputs(plain, expected, law)
-    verdict, reason = judge(outputs, flips, law, noise, kept.lost if static else ())
+    verdict, reason = judge(outputs, flips, law, noise, _crowded_out(kept) if static else ())
     to_dense = {name: cosine(plain[name], full[name]) for name in full if name in plain and plain[name].shape == full[name].shape}
     record = SampleParity(
         index, sample.length, kept.counts, kept.stored, verdict, reason, flips, outputs, to_dense, margins(truth)
     )
     return record, heard
+
+
+def _crowded_out(kept: KeptSets) -> tuple[int, ...]:
+    """Per site, tokens that found no room; none where rows are free: those were dropped by mistake."""
+    return tuple(n if alive >= rows else 0 for n, alive, rows in zip(kept.lost, kept.counts, kept.stored, strict=True))
 
 
 def _check(
@@ -271,11 +277,17 @@ def _check(
     noise: float,
     min_agreement: float | None,
     max_drop: float | None,
+    confidence: float | None,
 ) -> None:
     if not samples:
         raise InputError("no samples to validate on", fix="pass data with at least one text")
-    if not noise >= 0:
-        raise UsageError(f"the noise {noise} is negative", fix="the law's own is 1e-6")
+    if not 0 <= noise < math.inf:
+        raise UsageError(f"the noise {noise} is no finite number from 0 on", fix="the law's own is 1e-6")
+    for name, value in (("min_agreement", min_agreement), ("max_drop", max_drop)):
+        if value is not None and math.isnan(value):
+            raise UsageError(f"{name} is no number", fix="give a share, such as 0.99 of agreement or a drop of 0.005")
+    if confidence is not None and not 0 < confidence < 1:
+        raise UsageError(f"the confidence {confidence} is not between 0 and 1", fix="0.95 is usual")
     if dense is None and (min_agreement is not None or max_drop is not None):
         raise UsageError(
             "min_agreement and max_drop compare with the dense model, and there is none", fix="export with the dense baseline"

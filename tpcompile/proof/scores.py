@@ -51,6 +51,8 @@ METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews": mat
 def drop_interval(metric: Metric, dense: Values, pruned: Values, right: Values, confidence: float, seed: int = 0) -> Interval | None:
     """How far the score falls from dense to pruned, with a bootstrap interval over cases; a case's two answers stay together.
 
+    Where no case differs resampling says nothing: then the interval is the exact binomial bound of the share of cases that do.
+
     Args:
         metric: of answers.
         dense: ``[n]`` answers.
@@ -65,6 +67,9 @@ def drop_interval(metric: Metric, dense: Values, pruned: Values, right: Values, 
     count = len(dense)
     if count < least(0.5, confidence):
         return None
+    if np.array_equal(dense, pruned):
+        most = float(1 - ((1 - confidence) / 2) ** (1 / count))
+        return Interval(0.0, -most, most, confidence)
     rng, falls = np.random.default_rng(seed), []
     rows = max(1, min(RESAMPLES, CHUNK // count))
     for start in range(0, RESAMPLES, rows):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Entry:
         measure: what the quality is.
         parity: verdict of ``validate``.
         page: its own report, relative to the folder; empty where there is none.
-        best: no other bundle with the same measure is faster and no worse.
+        tokens: lengths of the inputs that were timed: times over other inputs do not compare.
+        best: no other bundle with the same measure and inputs is faster and no worse.
     """
 
     name: str
@@ -41,7 +42,13 @@ class Entry:
     measure: str
     parity: str
     page: str
+    tokens: tuple[int, ...] = ()
     best: bool = False
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        """What two bundles share that can be compared."""
+        return self.measure, self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ def entry(bundle: Bundle, folder: Path) -> Entry:
             task.get("pruned") if scored else task.get("agreement"), task.get("dense") if scored else 1.0 if task else None,
             task.get("name", "") if scored else "agreement with dense", parity["verdict"],
             (bundle.path / PAGE).relative_to(folder).as_posix() if (bundle.path / PAGE).is_file() else "",
+            tuple(bench["tokens"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -104,18 +112,12 @@ def entry(bundle: Bundle, folder: Path) -> Entry:
 
 
 def front(entries: Sequence[Entry]) -> list[Entry]:
-    """The same, with those marked that nothing beats: faster and no worse, by the same measure."""
-    return [_marked(one, not any(_beats(other, one) for other in entries)) for one in entries]
-
-
-def _marked(one: Entry, best: bool) -> Entry:
-    return Entry(
-        **{**{name: getattr(one, name) for name in Entry.__dataclass_fields__}, "best": best and one.quality is not None}
-    )
+    """The same, with those marked that nothing beats: faster and no worse, by the same measure on the same stream."""
+    return [replace(one, best=one.quality is not None and not any(_beats(other, one) for other in entries)) for one in entries]
 
 
 def _beats(other: Entry, one: Entry) -> bool:
-    if other is one or other.measure != one.measure or other.quality is None or one.quality is None:
+    if other is one or other.key != one.key or other.quality is None or one.quality is None:
         return False
     better = (other.ms <= one.ms, other.quality >= one.quality)
     return all(better) and (other.ms, other.quality) != (one.ms, one.quality)
@@ -124,8 +126,10 @@ def _beats(other: Entry, one: Entry) -> bool:
 def write_overview(entries: Sequence[Entry], path: Path, title: str) -> Path:
     """Write the page whole or not at all, and return its path."""
     marked = front(entries)
-    groups = {measure: [one for one in marked if one.measure == measure] for measure in dict.fromkeys(e.measure for e in marked)}
-    charts = {measure: _chart(rows) for measure, rows in groups.items() if any(row.quality is not None for row in rows)}
+    groups = [
+        [one for one in marked if one.key == key and one.quality is not None] for key in dict.fromkeys(e.key for e in marked)
+    ]
+    charts = [(rows[0].measure, _chart(rows)) for rows in groups if rows]
     text = (
         environment()
         .get_template("overview.html.j2")
@@ -153,9 +157,8 @@ class Chart:
     said: str
 
 
-def _chart(entries: Sequence[Entry]) -> Chart:
+def _chart(rows: Sequence[Entry]) -> Chart:
     left, right, top, bottom = MARGINS
-    rows = [one for one in entries if one.quality is not None]
     points = [(one.ms, one.quality or 0.0, one.name, "best" if one.best else "off") for one in rows]
     points += [(one.dense_ms, one.dense_quality, f"dense of {one.name}", "base") for one in rows if one.dense_quality is not None]
     limit = nice(max(ms for ms, *_ in points) * 1.05)

@@ -46,8 +46,8 @@ class Step:
 def waterfall(latency: Latency) -> tuple[Step, ...]:
     """The steps over the stream, warm, then what new shapes cost; empty where the FLOPs are not known.
 
-    The overheads come from the profile, scaled to the time without one, where ``bench`` attributed it; the rest is what the products
-    themselves lose: fewer rows use a core less well, and a score may break a fused attention up.
+    The overheads come from the profile, scaled to the time without one, where ``bench`` attributed it. Everything else is mostly what the
+    products lose, as fewer rows use a core less well; without a profile the overheads are in it too.
     """
     if latency.saving is None or not latency.saving.paper or not latency.saving.graph:
         return ()
@@ -56,7 +56,7 @@ def waterfall(latency: Latency) -> tuple[Step, ...]:
     changes = [("FLOPs saved, by the paper", paper - dense), ("rows stored, work moved", graph - paper)]
     changes += (overheads := _overheads(latency))
     rest = warm - graph - sum(ms for _, ms in overheads)
-    rows = [("dense, warm", dense, True), *((name, ms, False) for name, ms in changes), ("less efficient products", rest, False)]
+    rows = [("dense, warm", dense, True), *((name, ms, False) for name, ms in changes), ("everything else", rest, False)]
     rows += [("pruned, warm", warm, True), ("new shapes", cold - warm, False), ("pruned, cold", cold, True)]
     return _placed(rows)
 

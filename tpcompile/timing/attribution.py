@@ -6,6 +6,7 @@ own; in a chain of stages it is the gathers between them.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -137,16 +138,18 @@ def _share(bundle: Bundle, samples: Sequence[Sample], flops: Mapping[str, float]
     if not isinstance(runtime, Profiler) or manifest.target not in NAMES:
         raise UsageError(f"target {manifest.target} says nothing about its ops", fix="leave out --attribute")
     numbers = [i for i, stage in enumerate(manifest.stages) if stage.outputs] if manifest.form == "staged" else [None]
-    sessions = [runtime.profile(bundle.path, threads=threads, precision=manifest.precision, stage=number) for number in numbers]
-    whole = sessions[0] if manifest.form != "staged" else ChainSession(manifest, sessions)
-    for sample in samples:
-        whole.run(sample.inputs)
-    begin = perf_counter()
-    for sample in samples:
-        whole.run(sample.inputs)
-    wall = (perf_counter() - begin) * 1e3
     names = [bundle.path / (NAMES[manifest.target][number is not None].format(number)) for number in numbers]
-    return _added(wall, sessions, names, len(samples), flops, machine)
+    with ExitStack() as opened:
+        profiles = (runtime.profile(bundle.path, threads=threads, precision=manifest.precision, stage=number) for number in numbers)
+        sessions = [opened.enter_context(closing(profile)) for profile in profiles]
+        whole = sessions[0] if manifest.form != "staged" else ChainSession(manifest, sessions)
+        for sample in samples:
+            whole.run(sample.inputs)
+        begin = perf_counter()
+        for sample in samples:
+            whole.run(sample.inputs)
+        wall = (perf_counter() - begin) * 1e3
+        return _added(wall, sessions, names, len(samples), flops, machine)
 
 
 def _added(

@@ -41,14 +41,14 @@ def peaks(bundles: Mapping[str, Path], samples: Sequence[Sample], threads: int) 
 
 
 def _ask(bundle: Path, feeds: Path, threads: int) -> float:
-    command = [sys.executable, "-m", "tpcompile.timing.footprint", str(bundle), str(feeds), str(threads)]
+    command = [sys.executable, "-P", "-m", "tpcompile.timing.footprint", str(bundle), str(feeds), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise BuildFailed(
             f"{bundle} failed in a process of its own: {said[0]}", fix="pass --no-memory, or look at `tpcompile run`"
         )
-    return float(json.loads(done.stdout))
+    return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _main(bundle: str, feeds: str, threads: str) -> None:

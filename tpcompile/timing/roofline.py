@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Roofline]:
     """What is in the cache; a file that cannot be read is measured anew."""
     try:
         return {key: Roofline(**entry) for key, entry in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (FileNotFoundError, json.JSONDecodeError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
 
 

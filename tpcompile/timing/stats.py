@@ -60,10 +60,10 @@ def least(quantile: float, confidence: float = SUPPORT) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(quantile))
 
 
-def summarise(milliseconds: NDArray[np.float64]) -> Summary:
-    """Sum, mean and the percentiles that ``[n]`` times support."""
+def summarise(milliseconds: NDArray[np.float64], inputs: int | None = None) -> Summary:
+    """Sum, mean and the percentiles that ``[n]`` times support; of fewer ``inputs`` run again and again, those that the inputs do."""
     n = len(milliseconds)
-    known = [float(np.quantile(milliseconds, q)) if n >= least(q) else None for q in QUANTILES]
+    known = [float(np.quantile(milliseconds, q)) if (inputs or n) >= least(q) else None for q in QUANTILES]
     return Summary(n, float(milliseconds.sum()), float(milliseconds.mean()), *known)
 
 
@@ -119,8 +119,9 @@ def paired_ratio(first: NDArray[np.float64], second: NDArray[np.float64], confid
     drawn = _blocks(n, np.random.default_rng(seed))
     low, high = np.quantile((weights * medians)[drawn].sum(axis=1) / weights[drawn].sum(axis=1), _tails(confidence))
     apart = [_weighted_median(logs[i] - logs[j], weights) for i in range(passes) for j in range(i % turns, i, turns)]
-    reach = student(np.sqrt(np.mean(np.square(apart)) / 2), passes, passes - turns, confidence) * value
-    return Interval(value, value - math.hypot(value - low, reach), value + math.hypot(high - value, reach), confidence)
+    reach = student(np.sqrt(np.mean(np.square(apart)) / 2), passes, passes - turns, confidence)
+    down, up = math.hypot(math.log(value / low), reach), math.hypot(math.log(high / value), reach)
+    return Interval(value, value * math.exp(-down), value * math.exp(up), confidence)
 
 
 def mean_ratio(logs: NDArray[np.float64], confidence: float) -> Interval:

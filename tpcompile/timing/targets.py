@@ -41,21 +41,21 @@ class Slo:
     def __str__(self) -> str:
         return f"p{self.quantile * 100:.0f}<={self.limit:g}ms"
 
-    def judge(self, phase: str, wall: NDArray[np.float64], own: NDArray[np.float64], noise: float, confidence: float) -> Judged:
-        """Hold it against times of the pruned engine.
+    def judge(self, phase: str, wall: NDArray[np.float64], own: NDArray[np.float64], confidence: float) -> Judged:
+        """Hold it against the calls of the pruned engine: met where every pass meets it, missed where every pass misses it.
 
         Args:
             phase: ``cold`` or ``warm``, for the reason.
-            wall: ms ``[n]`` by the wall clock: with these it is met.
-            own: ms ``[n]`` without what other programs took: with these it is missed.
-            noise: what totals of passes differ by, as a share.
-            confidence: of either side.
+            wall: ms ``[passes, n]`` by the wall clock: with these it is met.
+            own: ms ``[passes, n]`` without what other programs took: with these it is missed.
+            confidence: of either side, in a pass.
         """
-        (_, high), (low, _) = bounds(wall, self.quantile, confidence), bounds(own, self.quantile, confidence)
+        high = max(bounds(one, self.quantile, confidence)[1] for one in wall)
+        low = min(bounds(one, self.quantile, confidence)[0] for one in own)
         reason = f"{phase} p{self.quantile * 100:.0f} between {low:.2f} and {high:.2f} ms, asked for {self}"
         if not np.isfinite(high):
-            reason += f"; it needs {least(self.quantile, confidence)} samples, there are {len(wall)}"
-        return _side(high * (1 + noise) <= self.limit, low / (1 + noise) > self.limit), reason
+            reason += f"; it needs {least(self.quantile, confidence)} samples, there are {wall.shape[1]}"
+        return _side(high <= self.limit, low > self.limit), reason
 
 
 def judge_speedup(phase: str, ratio: Interval, wanted: float, count: int) -> Judged:

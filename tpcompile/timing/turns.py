@@ -93,8 +93,17 @@ class _Pass:
     queued: int | None
 
 
-def measure(dense: Opener, pruned: Opener, samples: Sequence[Sample], repeats: int) -> tuple[Times, Times]:
+def measure(
+    dense: Opener, pruned: Opener, samples: Sequence[Sample], repeats: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[Times, Times]:
     """Time both engines on the stream, ``repeats`` times in fresh sessions.
+
+    Args:
+        dense: opens one.
+        pruned: opens the other.
+        samples: the stream.
+        repeats: pairs of a cold and a warm pass.
+        progress: called between passes, while no clock runs, with the passes done and with all of them.
 
     Returns:
         The cold passes and the warm ones, ``[2, repeats, n]`` each.
@@ -105,7 +114,10 @@ def measure(dense: Opener, pruned: Opener, samples: Sequence[Sample], repeats: i
             order = (dense, pruned) if number % 2 == 0 else (pruned, dense)
             engines = [opened.enter_context(closing(opener())) for opener in order]
             engines = engines if number % 2 == 0 else engines[::-1]
-            passes += [_pass(engines, samples, number), _pass(engines, samples, number + 1)]
+            for turn in (number, number + 1):
+                if progress is not None:
+                    progress(len(passes), 2 * repeats)
+                passes.append(_pass(engines, samples, turn))
     return _times(passes[::2]), _times(passes[1::2])
 
 

@@ -82,7 +82,7 @@ def crowd(
                 for which in (0, 1, 1, 0) if number % 2 == 0 else (1, 0, 0, 1):
                     turns[which].append(_drain(pool, crowds[which], samples))
                 drained.append(turns)
-    return _load(drained[1:], workers, sum(len(next(iter(sample.inputs.values()))) for sample in samples), confidence)
+    return _load(drained[1:], workers, samples, confidence)
 
 
 def _drain(pool: ThreadPoolExecutor, engines: Sequence[Opened], samples: Sequence[Sample]) -> tuple[float, list[float]]:
@@ -102,14 +102,15 @@ def _drain(pool: ThreadPoolExecutor, engines: Sequence[Opened], samples: Sequenc
     return (perf_counter_ns() - begin) / 1e6, found
 
 
-def _load(rounds: Sequence[Any], workers: int, size: int, confidence: float) -> Load:
+def _load(rounds: Sequence[Any], workers: int, samples: Sequence[Sample], confidence: float) -> Load:
+    size = sum(len(next(iter(sample.inputs.values()))) for sample in samples)
     totals = np.array([[sum(total for total, _ in side) / len(side) for side in turns] for turns in rounds])
     calls = [np.array([time for turns in rounds for _, times in turns[which] for time in times]) for which in (0, 1)]
     rate = 1e3 * size / np.median(totals, axis=0)
     return Load(
         workers,
         {"dense": float(rate[0]), "pruned": float(rate[1])},
-        summarise(calls[0]),
-        summarise(calls[1]),
+        summarise(calls[0], len(samples)),
+        summarise(calls[1], len(samples)),
         mean_ratio(np.log(totals[:, 0] / totals[:, 1]), confidence),
     )

@@ -11,7 +11,8 @@ from tpcompile.data.images import Preprocessing
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample
 from tpcompile.data.tasks import Labels, open_task
-from tpcompile.errors import EnvironmentFault, InputError, UsageError
+from tpcompile.data.textfiles import read_file
+from tpcompile.errors import EnvironmentFault, InputError, ModelError, UsageError
 from tpcompile.proof.agreement import measure
 from tpcompile.spec import Patches
 
@@ -63,6 +64,45 @@ def test_what_is_no_glue(glue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(EnvironmentFault, match="needs the package 'datasets'") as caught:
             open_task(spec, NONE)
         assert "pip install 'tpcompile[data]'" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "[" * 100_000, "not JSON"),
+        ("a.jsonl", '{"question": "q", "context": "c", "answers": [5]}', "the answers are no list of texts"),
+        ("a.jsonl", '{"question": "q", "context": "c", "answers": {}}', "the answers are no list of texts"),
+    ],
+)
+def test_tablethat_are_none(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=f":1: {message}"):
+        read_file(tmp_path / name)
+
+
+def test_one_text_is_one_answer(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,context,answers\nWho?,He did.,He\nWhy?,No.,\n", encoding="utf-8")
+    assert [row.answers for row in read_file(tmp_path / "a.csv")] == [("He",), ()]
+
+
+def test_a_number_that_is_none(glue: Path) -> None:
+    path = glue / "STS-B" / "dev.tsv"
+    path.write_text(path.read_text(encoding="utf-8").replace("2.5", "nan"), encoding="utf-8")
+    with pytest.raises(InputError, match="'nan' is no number"):
+        open_task(f"glue:stsb:{glue}", NONE)
+
+
+def test_a_task_without_rows(glue: Path, bert_folder: Path) -> None:
+    (glue / "SST-2" / "dev.tsv").write_text("sentence\tlabel\n", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no texts"):
+        load_data(f"glue:sst2:{glue}", bert_folder, 64)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"label2id": [1]}', '{"label2id": {"a": null}}', '{"label2id": {"a": "x"}}'])
+def test_a_config_that_names_labels_badly(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match="does not say which label is which"):
+        Labels.read(tmp_path)
 
 
 def test_pairs_are_one_input(glue: Path, bert_folder: Path) -> None:
@@ -123,12 +163,19 @@ def test_imagenet_in_both_layouts(tmp_path: Path, draw, image_bundle: Path) -> N
     (tmp_path / "net" / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01443537 goldfish\nn01484850 shark\n", encoding="utf-8")
     rows = load_data(f"imagenet:{tmp_path / 'net'}", image_bundle, 512, names=names, patches=grid)
     assert [row.label for row in rows] == [0, 2]
+    (tmp_path / "net" / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01443537 goldfish\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no class for the folder n01484850"):
+        load_data(f"imagenet:{tmp_path / 'net'}", image_bundle, 512, names=names, patches=grid)
     draw("flat/val/ILSVRC2012_val_1.JPEG")
     with pytest.raises(InputError, match="holds 0 classes"):
         load_data(f"imagenet:{tmp_path / 'flat'}", image_bundle, 512, names=names, patches=grid)
     (tmp_path / "flat" / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01443537 goldfish\n", encoding="utf-8")
     with pytest.raises(InputError, match="LOC_val_solution"):
         load_data(f"imagenet:{tmp_path / 'flat'}", image_bundle, 512, names=names, patches=grid)
+    for table, message in (("ILSVRC2012_val_1,n99 1 2 3 4\n", "'n99' is no class"), ("other,n01443537 1 2 3 4\n", "has no label of")):
+        (tmp_path / "flat" / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{table}", encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            load_data(f"imagenet:{tmp_path / 'flat'}", image_bundle, 512, names=names, patches=grid)
     (tmp_path / "flat" / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\nILSVRC2012_val_1,n01443537 1 2 3 4 \n", encoding="utf-8"
     )

@@ -1,5 +1,7 @@
 """Samples as tensors on disk: what is written is read again, and nothing is unpickled."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -33,3 +35,28 @@ def test_an_archive_and_what_is_refused(tmp_path):
     for name in ("b.npz", "c.safetensors", "d.npz"):
         with pytest.raises(InputError):
             load_data(tmp_path / name, tmp_path, 512, names=("x",))
+
+
+def quarter_float(file):
+    head = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [1, 2], "data_offsets": [0, 2]}}).encode()
+    file.write(len(head).to_bytes(8, "little") + head + bytes(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npz", lambda file: np.save(file, np.ones(3)), "holds no tensors"),  # one array, no archive
+        ("a.safetensors", quarter_float, "holds no tensors"),  # numpy has no such dtype
+        ("a.npz", lambda file: np.savez(file, x=np.ones(4)), r"x is \[4\], not"),
+        ("a.npz", lambda file: np.savez(file, x=np.ones((1, 2)), label=np.array([np.nan])), "the label is no class"),
+        ("a.npz", lambda file: np.savez(file, x=np.ones((1, 2)), label=np.array([1, 2])), "the label is no class"),
+        ("a.npz", lambda file: np.savez_compressed(file, x=np.zeros((1, 2**16))), "unpacks to"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(tmp_path, monkeypatch, name, write, message):
+    monkeypatch.setattr("tpcompile.data.tensors.MAX_BYTES", 2**16)
+    with (tmp_path / name).open("wb") as file:
+        write(file)
+    with pytest.raises(InputError, match=message) as caught:
+        load_data(tmp_path / name, tmp_path, 512, names=("x",))
+    assert caught.value.fix

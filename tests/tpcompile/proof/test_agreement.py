@@ -1,9 +1,12 @@
 """Dense against pruned where every token has an answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tpcompile.data.samples import Sample
+from tpcompile.errors import InputError
 from tpcompile.proof.agreement import measure
 
 
@@ -42,6 +45,20 @@ def test_a_span_agrees_with_both_ends():
     assert (task.name, task.count, task.agreement) == ("span agreement", 3, pytest.approx(1 / 3))
     padded = [{name: value + 5 * np.eye(4)[[3]] for name, value in row.items()} for row in dense]
     assert measure(samples, dense, padded).agreement == 1.0
+
+
+def test_one_logit_is_a_number_and_no_class():
+    dense, pruned = ([{"logits": np.array([[value]])} for value in side] for side in ((1.0, 2.0, 3.0), (3.0, 2.0, 1.0)))
+    task = measure([sample(1)] * 3, dense, pruned)
+    assert (task.name, task.dense, task.agreement) == ("correlation", None, pytest.approx(-1))
+    task = measure([replace(sample(1), label=i) for i in range(3)], dense, pruned)
+    assert (task.name, task.drop, task.lost) == ("pearson", pytest.approx(2), None)
+
+
+def test_a_label_that_the_model_has_no_class_for():
+    outputs = [{"logits": np.array([[0.0, 1.0]])}]
+    with pytest.raises(InputError, match="a label is 2, the model has classes 0 to 1"):
+        measure([replace(sample(1), label=2)], outputs, outputs)
 
 
 def test_hidden_states_by_token():

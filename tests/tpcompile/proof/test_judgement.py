@@ -1,5 +1,7 @@
 """From figures to a verdict, where a test of whole engines would have to wait for chance."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,11 @@ def fallen(cases: int, lost: int) -> Task:
         (fallen(60, 2), 0.2, 0.95, 0),
         (fallen(60, 2), 0.01, None, 6),
         (fallen(60, 20), 0.05, 0.95, 6),
-        (fallen(3, 1), 0.05, 0.95, 6),  # too few for an interval: the measured drop decides
+        (fallen(3, 1), 0.05, 0.95, 10),  # too few for an interval
+        (fallen(3, 0), 0.05, 0.95, 10),
+        (fallen(20, 0), 0.05, 0.95, 10),  # no case is lost in 20: that bounds the drop by 17 points
+        (fallen(200, 0), 0.05, 0.95, 0),
+        (Task("pearson", 60, math.nan, 0.5, 0.9), 0.05, None, 6),
         (Task("cosine", 3, None, None, 0.9), 0.05, None, 10),
     ],
 )

@@ -148,6 +148,30 @@ def test_flip_outside_noise_fails():
     assert "site 0: the engine dropped token 1" in parity.reason
 
 
+@pytest.mark.parametrize(("free", "verdict", "code"), [(0, "overflow", 0), (1, "failed", 5)])
+def test_a_token_is_crowded_out_only_where_no_row_is_free(free, verdict, code):
+    class Static(Model):
+        def kept_each(self, **inputs):
+            outputs, (kept,) = super().kept_each(**inputs)
+            if kept.counts[0] < 3:
+                return outputs, (Stored(kept.masks, kept.scores, (0,), rows=2),)
+            mask = kept.masks[0].copy()
+            mask[np.flatnonzero(mask)[0]] = False
+            return outputs, (Stored((mask,), kept.scores, (1,), rows=2 + free),)
+
+    @dataclass(frozen=True)
+    class Stored(Kept):
+        rows: int = 0
+
+        @property
+        def stored(self):
+            return (self.rows,)
+
+    parity = run(Static(), [*DATA, sample([60, 70, 80])], static=True)
+    assert [record.verdict for record in parity.samples] == ["equal", "equal", "equal", verdict]
+    assert (parity.overflow, parity.exit_code) == (int(not free), code)
+
+
 def test_only_flips_is_inconclusive():
     parity = run(Model(wobble=-1e-8), [sample([10, 50, 90])])
     assert (parity.verdict, parity.exit_code) == ("INCONCLUSIVE", 10)
@@ -176,12 +200,11 @@ def test_only_the_first_differing_site_is_compared():
     assert {flip.site for flip in flips} == {0}
 
 
-def test_a_known_threshold_gives_the_exact_margin():
-    truth, got = one_site([0.1, 0.5, 0.9], 0.5), one_site([0.1, 0.49, 0.9], 0.5)
-    (flip,), _ = compare_kept(got, truth, 3, thresholds=[0.5])
-    assert flip.margin == 0.0
+@pytest.mark.parametrize(("wrong", "margin"), [(0.49, 0.01 / 0.9), (0.2, 0.3 / 0.9), (np.nan, np.inf)])
+def test_a_flip_far_off_is_not_excused_by_a_neighbour_near_the_threshold(wrong, margin):
+    truth, got = one_site([0.4999999, 0.5, 0.9], 0.5), one_site([0.4999999, wrong, 0.9], 0.5)
     (flip,), _ = compare_kept(got, truth, 3)
-    assert flip.margin == pytest.approx(0.01 / 0.9)
+    assert flip.margin == pytest.approx(margin, rel=1e-5)
 
 
 scores = hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(0, 1, width=32))
@@ -230,6 +253,11 @@ def test_recall_of_pairs():
     assert (task.dense, task.pruned, task.agreement, task.drop) == (1.0, 0.5, 0.5, 0.5)
 
 
+def test_one_target_is_no_retrieval():
+    data, dense = pair_data(([1, 0], [2, 0.1]))
+    assert (measure(data, dense, dense).name, measure(data, dense, dense).drop) == ("cosine", None)
+
+
 def test_accuracy_of_labels_and_agreement_of_logits():
     logits = [{"logits": np.array([row])} for row in ([2.0, 1.0], [0.0, 1.0])]
     flipped = [{"logits": np.array([[2.0, 1.0]])}] * 2
@@ -264,9 +292,16 @@ def test_gates_against_dense():
     assert (parity.verdict, parity.exit_code) == ("FAILED", 6)
     assert "agreement with dense (recall@1)" in parity.reason
     assert run(Model(), data, dense, max_drop=0.0).verdict == "PASSED"
-    assert run(Model(), data, dense, max_drop=0.0, confidence=0.9).verdict == "PASSED"  # too few cases for an interval
+    assert run(Model(), data, dense, max_drop=0.0, confidence=0.9).exit_code == 10  # too few cases for an interval
     assert run(Model(), data, dense, max_drop=-0.1).exit_code == 6
     assert run(Model(shift=1), data, dense, max_drop=-0.1).exit_code == 5  # parity first
+
+
+def test_a_dense_model_that_gives_nan_answers_no_gate():
+    dense = Model(shift=math.nan)
+    assert run(Model(), dense=dense).verdict == "PASSED"
+    parity = run(Model(), dense=dense, min_agreement=0.5)
+    assert (parity.verdict, parity.exit_code, parity.task) == ("INCONCLUSIVE", 10, None)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +310,10 @@ def test_gates_against_dense():
         ({"data": []}, InputError, "no samples"),
         ({"tolerance": 0.0}, UsageError, "tolerance"),
         ({"tolerance": math.nan}, UsageError, "tolerance"),
+        ({"tolerance": math.inf}, UsageError, "tolerance"),
+        ({"noise": math.inf}, UsageError, "noise"),
+        ({"min_agreement": math.nan, "dense": RIGHT}, UsageError, "min_agreement is no number"),
+        ({"confidence": math.nan}, UsageError, "confidence"),
         ({"min_agreement": 0.9}, UsageError, "there is none"),
         ({"max_drop": 0.1, "dense": RIGHT}, UsageError, "right answers"),
     ],

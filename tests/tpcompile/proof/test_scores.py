@@ -35,6 +35,14 @@ def test_few_cases_have_no_interval():
     assert drop_interval(METRICS["accuracy"], np.ones(3), np.ones(3), np.ones(3), 0.95) is None
 
 
+def test_cases_that_all_agree_bound_the_drop_and_do_not_exclude_one():
+    from scipy.stats import binomtest
+
+    found = drop_interval(METRICS["accuracy"], np.ones(50), np.ones(50), np.zeros(50), 0.95)
+    assert (found.value, found.low) == (0.0, -found.high)
+    assert found.high == pytest.approx(binomtest(0, 50).proportion_ci(0.95).high)
+
+
 def test_mcnemar_is_the_binomial_test():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(5, 5) == 1.0

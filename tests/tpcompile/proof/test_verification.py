@@ -16,14 +16,14 @@ Change = Callable[[Vector], Vector]
 
 
 @pytest.fixture
-def altered(text_bundles: dict[str, Path], tmp_path: Path) -> Callable[[Change], Path]:
-    """``altered(change)``: a sealed copy whose test vectors are others."""
+def altered(text_bundles: dict[str, Path], tmp_path: Path) -> Callable[[Change | None], Path]:
+    """``altered(change)``: a sealed copy whose test vectors are others; ``altered(None)``: one without."""
 
-    def make(change: Change) -> Path:
+    def make(change: Change | None) -> Path:
         out = tmp_path / "out"
         shutil.copytree(text_bundles["onnx"], out)
         found = bundles.read(out)
-        bundles.write_vectors(out / VECTORS, [change(vector) for vector in found.vectors()])
+        bundles.write_vectors(out / VECTORS, [change(vector) for vector in found.vectors() if change is not None])
         bundles.seal(out, found.manifest)
         return out
 
@@ -50,23 +50,28 @@ def test_a_bundle_as_it_was_exported(text_bundles: dict[str, Path]) -> None:
     assert [score.shape for score in vector.scores] == [mask.shape for mask in vector.kept]
 
 
-def test_a_flip_inside_noise_is_forgiven_and_said(altered: Callable[[Change], Path]) -> None:
+def test_a_flip_inside_noise_is_forgiven_and_said(altered: Callable[[Change | None], Path]) -> None:
     found = tpcompile.verify(altered(lambda vector: flip(vector, 3e-8)))
     assert (found.verdict, found.exit_code, found.flipped) == ("INCONCLUSIVE", 10, 1)  # the bundle has one vector
     assert found.reason.endswith("1 of 1 vectors not judged: a token within float noise of its threshold")
 
 
-def test_a_flip_outside_noise_fails(altered: Callable[[Change], Path]) -> None:
+def test_nothing_to_replay_is_no_pass(altered: Callable[[Change | None], Path]) -> None:
+    found = tpcompile.verify(altered(None))
+    assert (found.verdict, found.exit_code, found.vectors) == ("INCONCLUSIVE", 10, 0)
+
+
+def test_a_flip_outside_noise_fails(altered: Callable[[Change | None], Path]) -> None:
     found = tpcompile.verify(altered(lambda vector: flip(vector, 1e-2)))
     assert (found.verdict, found.exit_code) == ("FAILED", 5)
     assert found.reason.startswith("1 of 1 vectors differ; vector 0: site 0: the engine kept token ")
 
 
-def test_without_recorded_scores_no_flip_is_forgiven(altered: Callable[[Change], Path]) -> None:
+def test_without_recorded_scores_no_flip_is_forgiven(altered: Callable[[Change | None], Path]) -> None:
     assert tpcompile.verify(altered(lambda vector: replace(flip(vector, 3e-8), scores=()))).exit_code == 5
 
 
-def test_other_outputs_fail(altered: Callable[[Change], Path]) -> None:
+def test_other_outputs_fail(altered: Callable[[Change | None], Path]) -> None:
     def off(vector: Vector) -> Vector:
         return replace(vector, outputs={name: value + 0.25 for name, value in vector.outputs.items()})
 

@@ -18,7 +18,7 @@ EVIL = "<script>alert(1)</script>&\"'"
 
 
 def row(name: str, ms: float, quality: float | None, measure: str = "recall@1", **changes: Any) -> Entry:
-    speedup = {"value": 20 / ms, "low": 19 / ms, "high": None}
+    speedup = {"value": 20 / ms, "low": 19 / ms, "high": 21 / ms}
     given = {"dense_ms": 20.0, "speedup": speedup, "dense_quality": 0.7, "parity": "PASSED", "page": "", **changes}
     return Entry(name, "onnx, fp32", ms, quality=quality, measure=measure, **given)
 
@@ -30,8 +30,9 @@ def test_the_front_holds_what_nothing_beats() -> None:
         row("beaten", 11, 0.6),
         row("other", 30, 0.1, "accuracy"),
         row("none", 1, None),
+        row("elsewhere", 12, 0.4, tokens=(5, 9)),
     ]
-    assert [one.name for one in front(rows) if one.best] == ["fast", "good", "other"]
+    assert [one.name for one in front(rows) if one.best] == ["fast", "good", "other", "elsewhere"]
     assert all(one.best for one in front([row("twin", 5, 0.5), row("twin2", 5, 0.5)]))
 
 
@@ -55,7 +56,7 @@ def test_a_folder_of_bundles_gets_a_page(text_bundles: dict[str, Path], tmp_path
             if path.name != "reports":
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / name / path.name)
         phase = {"pruned": {"mean": 5.0}, "dense": {"mean": 10.0}, "speedup": {"value": 2.0, "low": 1.9, "high": 2.1}}
-        (tmp_path / name / "reports" / "bench.json").write_text(json.dumps({"warm": phase}), encoding="utf-8")
+        (tmp_path / name / "reports" / "bench.json").write_text(json.dumps({"warm": phase, "tokens": [8, 9]}), encoding="utf-8")
         task = {"name": "recall@1", "dense": 0.7, "pruned": 0.6, "agreement": 0.8}
         (tmp_path / name / "reports" / "validate.json").write_text(
             json.dumps({"verdict": "PASSED", "task": task}), encoding="utf-8"

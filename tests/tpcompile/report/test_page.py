@@ -1,5 +1,6 @@
 """The report: one file, nothing from outside, every string escaped, words joined and levelled."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -194,6 +195,24 @@ def test_slower_is_said():
     assert "0.80\u00d7 slower" not in document()
 
 
+def test_no_clear_difference_is_not_called_one():
+    """2 % slower by an interval that holds 1, and one that few samples leave open."""
+    near, unknown = phase(1.02), phase(1.25)
+    near = replace(near, speedup=replace(near.speedup, low=0.9, high=1.1))
+    unknown = replace(unknown, speedup=replace(unknown.speedup, low=0.0, high=math.inf))
+    html = render(ReportData("t", (EngineRun(manifest(), parity(), replace(latency(), cold=near, warm=unknown)),)))
+    assert '<span class="">0.98\u00d7</span>' in html
+    assert '<span class="">0.80\u00d7</span> (too few to tell)' in html
+    assert "\u00d7 slower" not in html
+
+
+def test_what_was_measured_is_shown_without_formulas():
+    found = replace(latency(), saving=None, memory={"dense": 10.0, "pruned": 8.0})
+    html = render(ReportData("t", (EngineRun(manifest(), parity(), found),)))
+    assert "Peak memory dense 10 MB, pruned 8 MB." in html
+    assert "what the FLOPs promise" not in html
+
+
 def test_unsupported_percentiles_are_dashes():
     assert re.search(r"\d / \d+\.\d+ / – / –", document())  # noqa: RUF001  40 samples support p50 and p90
 
@@ -275,7 +294,7 @@ def test_kept_patches_are_drawn_over_the_image():
 
 def test_a_report_on_images_speaks_of_images():
     html = picture_document()
-    assert "Measured on 40 real images, proved on 40." in html
+    assert "Timed over 40 inferences, held against the masked model on 40 images." in html
     assert "Images equal" in html
     assert not re.search(r"\btexts?\b", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL))
     assert "Patches that were kept" not in html

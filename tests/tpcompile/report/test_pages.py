@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tpcompile import api
 from tpcompile import bundle as bundles
-from tpcompile.build import compile_subject, fill
+from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.plan import Wish
 from tpcompile.subject import subject_of
 
@@ -35,34 +36,29 @@ onload = () => {
 """A page in a frame of its own width (a window of Chromium has at least 500 pixels), and what is seen of it."""
 
 
-def build(source: Path | str, out: Path, wish: Wish | None = None, **options: object) -> Path:
-    compiled = compile_subject(subject_of(source, None, None, **options))  # type: ignore[arg-type]  # of many kinds
-    with bundles.stage(out) as folder:
-        fill(folder, compiled, "onnx", **({"wish": wish} if wish else {}))  # type: ignore[arg-type]
-    return out
-
-
 @pytest.fixture(scope="module")
 def pages(
-    bert_folder: Path, text_bundles: dict[str, Path], image_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    short_bert_folder: Path,
+    text_compiled: Compiled,
+    text_bundles: dict[str, Path],
+    image_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """A report of a bundle of each kind, on few samples."""
+    """A report of a bundle of each kind, on few samples: beside the shared ones a chain of stages, and ragged batches that merge tokens."""
     room = tmp_path_factory.mktemp("pages")
-    ltp = {"method": "ltp", "parameters": {"thresholds": [0.0, 0.04, 0.06]}}
-    found = {
-        "text": text_bundles["onnx"],
-        "image": image_bundle,
-        "staged": build(bert_folder, room / "staged", Wish(form="staged"), **ltp),
-        "ragged": build(bert_folder, room / "ragged", batch="ragged", **ltp),
-        "gathered": build(bert_folder, room / "gathered", method="tome", parameters={"r": [4, 0, 0]}),
-    }
+    merged = compile_subject(subject_of(short_bert_folder, None, None, "tome", {"r": [4]}, batch="ragged"))
+    found = {"text": text_bundles["onnx"], "image": image_bundle, "staged": room / "staged", "merged": room / "merged"}
+    for name, compiled, wish in (("staged", text_compiled, Wish(form="staged")), ("merged", merged, Wish())):
+        with bundles.stage(found[name]) as folder:
+            fill(folder, compiled, "onnx", wish=wish)
     found |= {"openvino": text_bundles["openvino"]} if "openvino" in text_bundles else {}
     texts = room / "texts.txt"
-    texts.write_text("\n".join("words about pruning "[: 3 + i] for i in range(9)), encoding="utf-8")
+    texts.write_text("\n".join("words about pruning "[: 3 + i] for i in range(6)), encoding="utf-8")
     data = {name: None if name == "image" else texts for name in found}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "peaks", lambda *_: {"dense": 2.0, "pruned": 3.0})  # takes processes of its own, and has its own test
-        return {name: api.report(path, data[name], samples=9, out=room / f"{name}.html") for name, path in found.items()}
+        patch.setattr(api, "bench", partial(api.bench, repeats=2))
+        return {name: api.report(path, data[name], samples=6, out=room / f"{name}.html") for name, path in found.items()}
 
 
 def test_every_kind_of_bundle_has_a_report(pages: Mapping[str, Path]) -> None:

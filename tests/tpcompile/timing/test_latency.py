@@ -192,6 +192,14 @@ def test_an_engine_that_works_elsewhere_is_timed_by_the_wall(machine):
     assert found.warm.pruned.p50 == pytest.approx(10.3, abs=0.1)
 
 
+def test_a_target_is_about_calls_not_about_medians(machine):
+    """One session in four takes 60 ms a call: the medians over passes do not know it, the callers did."""
+    moody = machine.engine("pruned", lambda n, session: 60.0 if session == 3 else n * 0.5)
+    found = bench(moody, machine.engine("dense", steady(1.0)), DATA, slo=Slo.parse("p90<=40ms"))
+    assert found.warm.pruned.p90 < 40
+    assert (found.verdict, "between" in found.reason, "60.00 ms" in found.reason) == ("INCONCLUSIVE", True, True)
+
+
 def test_small_differences_have_no_name(machine):
     assert "cold: no clear difference, speed-up 1.01" in run(machine, factor=1 / 1.008).sentences()[0]
     assert "1.01x faster" in run(machine, factor=1 / 1.008, min_effect=0.005).sentences()[0]

@@ -22,6 +22,7 @@ def test_percentiles_only_where_supported(n, known):
     summary = summarise(np.arange(1.0, n + 1))
     assert sum(value is not None for value in (summary.p50, summary.p90, summary.p95, summary.p99)) == known
     assert summary.total == n * (n + 1) / 2
+    assert (summarise(np.arange(300.0), n).p99 is None) == (n < 299)  # calls of few inputs are no samples
 
 
 @settings(deadline=None)
@@ -64,6 +65,13 @@ def test_few_pairs_or_one_pass_say_nothing():
     for shape in ((3, 4), (1, 40)):
         found = paired_ratio(np.full(shape, 3.0), np.ones(shape), 0.95, 0)
         assert (found.value, found.low, found.high) == (pytest.approx(3.0), 0.0, math.inf)
+
+
+def test_a_ratio_is_positive_however_little_is_known():
+    """Two passes that differ by a factor of three."""
+    second = np.ones((2, 30))
+    found = paired_ratio(second * np.array([[0.5], [1.5]]), second, 0.95, 0)
+    assert 0 < found.low < 0.5 < 1.5 < found.high < math.inf
 
 
 def noisy(kind, rng, factor=1.0, passes=6, n=40):

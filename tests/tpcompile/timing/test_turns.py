@@ -3,9 +3,11 @@
 import gc
 import os
 
+import numpy as np
 import pytest
 
-from tpcompile.timing.turns import TASKS, pinned, queued_ns, without_gc
+from tpcompile.data.samples import Sample
+from tpcompile.timing.turns import TASKS, measure, pinned, queued_ns, without_gc
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no threads")
@@ -16,6 +18,20 @@ def test_threads_are_pinned_and_given_back():
     assert os.sched_getaffinity(0) == before
     with pinned(10_000) as cores:
         assert set(cores) == before
+
+
+def test_progress_is_told_before_every_pass():
+    class Engine:
+        def __call__(self, **inputs):
+            return inputs
+
+        def close(self):
+            pass
+
+    told = []
+    cold, warm = measure(Engine, Engine, [Sample("", {"x": np.ones((1, 2))})] * 3, 2, lambda *step: told.append(step))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert cold.wall.shape == warm.wall.shape == (2, 2, 3)
 
 
 def test_no_garbage_is_collected_while_the_clock_runs():

@@ -46,6 +46,7 @@ def test_callers_empty_the_stream_together():
         assert engine.closed
         assert sorted(value for _, _, value in engine.seen) == sorted([*range(7)] * 6)  # two turns in each of three rounds
     assert found.dense.count == 7 * 4  # the first round is not counted
+    assert (found.dense.p50 is None, found.dense.p90) == (False, None)  # seven inputs, however often they ran
     assert found.gain.low <= found.gain.value <= found.gain.high
     assert "3 callers" in found.text()
 
