@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from tpcompile.axes import NEG_INF
-from tpcompile.errors import MarkError
+from tpcompile.errors import MarkError, UsageError
 from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described, Key
 from tpcompile.passes.base import GraphPass
@@ -61,6 +61,7 @@ class Impose(GraphPass):
 
         Raises:
             MarkError: the program has no self-attention, or none with a cut behind it.
+            UsageError: ``blocks`` names an attention that it does not have.
         """
         draft = program.draft()
         axes = AxesMap(draft.graph)
@@ -71,6 +72,8 @@ class Impose(GraphPass):
                 fix="write the sites yourself with ops.prune(x, keep), or give a model with plain self-attention",
             )
         chosen = {int(number) for number in self.blocks.split("+")} if self.blocks else set(range(len(found)))
+        if wrong := chosen - set(range(len(found))):
+            raise UsageError(f"blocks names no attention: {sorted(wrong)}", fix=f"the model has {len(found)}, counted from 0")
         cuts = _cuts(draft.graph, axes, found)
         sites = {
             i: one for i, group in enumerate(cuts) if i in chosen and (one := next(filter(_splits, group), None)) is not None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpcompile import impose, lower
-from tpcompile.errors import MarkError
+from tpcompile.errors import MarkError, UsageError
 from tpcompile.program import Program
 
 Toy = Callable[..., Program]
@@ -76,6 +76,8 @@ def test_cases_1_to_6_tokens_of_little_attention_fall_and_come_back_as_they_were
 def test_only_the_blocks_that_are_named_decide(encoder: Encoder) -> None:
     (site,) = lower(impose(encoder, {"x": states(9)}, blocks=(1,))).sites
     assert "second" in site.where.module
+    with pytest.raises(UsageError, match=r"blocks names no attention: \[2\]"):
+        impose(encoder, {"x": states(9)}, blocks=(0, 2))
 
 
 @torch.no_grad()
