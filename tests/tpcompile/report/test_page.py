@@ -304,7 +304,7 @@ def test_a_report_on_spectrograms_speaks_of_recordings():
     sound = TensorInfo(name="input_values", dtype="float32", shape=(1, 48, 16))
     run = EngineRun(manifest(patches=PatchesInfo.of(GRID)).model_copy(update={"inputs": (sound,)}), parity(), latency())
     html = render(ReportData("Report", (run,), ()))
-    assert "Measured on 40 real recordings, proved on 40." in html
+    assert "held against the masked model on 40 recordings." in html
     assert "img-src data:" in html
 
 
