@@ -51,7 +51,9 @@ def source(length: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def masked(marian: Any) -> Program:
     dynamic = {name: {1: "source"} for name in source(8)}
-    return tpcompile.impose(Encoder(marian.model.encoder), source(8), dynamic=dynamic, threshold=0.9, memory=True)
+    return tpcompile.impose(
+        Encoder(marian.model.encoder), source(8), dynamic=dynamic, ranges={"source": (2, 64)}, threshold=0.9, memory=True
+    )
 
 
 def decoded(marian: Any, rows: Tensor, alive: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def test_modules_are_shared_not_copied(tiny: Tiny) -> None:
     assert {id(weight) for weight in pruned.parameters()} == {id(weight) for weight in model.parameters()}
     assert (pruned.family, pruned.method) == ("bert", "ltp")
     assert isinstance(pruned.dense, Dense)
-    assert list(FAMILIES) == ["bert", "vit"]
+    assert list(FAMILIES) == ["bert", "vit", "speech"]
 
 
 def test_a_module_the_user_replaced_is_refused(tiny: Tiny) -> None:

@@ -175,7 +175,7 @@ def test_when_and_where_it_was_built_is_no_difference(pair: tuple[Path, Path], t
     bundles.seal(tmp_path / "copy", manifest.model_copy(update={"environment": environment, "measured": {"speed": 1}}))
     found = diff(pair[0], tmp_path / "copy")
     assert not found.differs
-    assert [change.field for change in found.environment][:1] == ["hardware.machine"]
+    assert "hardware.machine" in [change.field for change in found.environment]
     assert found.text().endswith("no differences")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.capture import capture
-from tpcompile.onnx.emit import OnnxModel, emit
+from tpcompile.onnx.emit import OnnxModel, emit, save
 from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
 from tpcompile.program import Program
 from tpcompile.spec import TensorSpec
@@ -206,9 +206,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert str(Path(__file__).parents[3]).encode() not in written
 
 
-def test_heavy_weights_lie_beside_the_file(built: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpcompile.onnx.emit.INLINE_LIMIT", 100)
-    built[2].save(tmp_path / "model.onnx")
+def test_heavy_weights_lie_beside_the_file(built: tuple[Any, ...], tmp_path: Path) -> None:
+    save(built[2].model, tmp_path / "model.onnx", limit=100)
     assert (tmp_path / "model.onnx.data").stat().st_size > 1000
     opened = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [output.name for output in opened.get_outputs()] == ["pooled", "first"]
