@@ -4,8 +4,9 @@ No training, and no names of a model's parts: what a block is follows from the g
 
 1. an attention is a softmax over keys that are the queries' own tokens, and the product that reads it; a map of queries on another
    sequence (cross-attention) is none;
-2. the score of a token is what it receives: the sum over living queries of the map's mean over heads. Over the tokens of any input its
-   mean is 1, so one threshold serves every length;
+2. the score of a token is what it receives: the sum over queries of the map's mean over heads, over living ones behind the first site; in
+   front of it padding counts as a query too. Over the tokens of an input without padding its mean is 1, so one threshold serves every
+   length;
 3. ``keep = alive & (score >= threshold)``, and the first ``prefix`` tokens never fall;
 4. the site is the next *cut*: hidden states ``[B, N, C]`` through which alone the stream reaches all that follows, and that several ops
    read: where the feed-forward's residual begins. Where none stands between two attentions there is no site, and the report says so;
@@ -266,7 +267,7 @@ class _Imposed:
         output.args = ((*output.args[0], mask),)  # type: ignore[misc]  # a tuple of nodes
 
     def _received(self, write: Writer, one: Attention) -> fx.Node:
-        """What each token receives, ``[B, N]``: of every living query the mean over heads, summed."""
+        """What each token receives, ``[B, N]``: of every query, living where some have fallen, the mean over heads, summed."""
         weights, rank = one.map, one.map.meta["val"].dim()
         heads = [d for d in range(0 if rank == 3 else 1, rank - 1) if d != one.queries]
         if self.alive is not None:

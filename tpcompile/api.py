@@ -16,7 +16,7 @@ from tpcompile.backends import backend
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
-from tpcompile.capture import Dynamic, Ranges, capture
+from tpcompile.capture import Dynamic, capture
 from tpcompile.data.feeds import batch_of, samples_of
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.engine import load
@@ -77,8 +77,7 @@ def lower(model: Model, inputs: Mapping[str, Tensor] | None = None, *, dynamic: 
 
 
 def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, dynamic: Dynamic | None = None,
-           ranges: Ranges | None = None, threshold: float = 0.5, prefix: int = 1, blocks: Sequence[int] = (),
-           memory: bool = False) -> Program:  # fmt: skip
+           threshold: float = 0.5, prefix: int = 1, blocks: Sequence[int] = (), memory: bool = False) -> Program:  # fmt: skip
     """Make a dense model a masked one, without training: in each block, tokens that receive little attention are dropped.
 
     For any encoder with softmax attention over its own tokens; no part of it needs a name.
@@ -87,7 +86,6 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
         model: dense, in eval mode.
         inputs: example tensors by parameter name.
         dynamic: per input, dim -> name.
-        ranges: per dim name, least and greatest size; say the greatest where a table of positions ends.
         threshold: share of the mean attention below which a token falls: 1 is what a token receives on average, whatever the length.
         prefix: leading tokens that never fall: class, distillation and register tokens.
         blocks: the attentions that decide, counted from 0; default: all.
@@ -101,7 +99,7 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
         MarkError: the model has no self-attention, or nothing but hidden states behind none.
     """
     step = Impose(threshold, prefix, "+".join(map(str, blocks)), memory)
-    return step(Canonicalize()(capture(model, inputs, dynamic, ranges)))
+    return step(Canonicalize()(capture(model, inputs, dynamic)))
 
 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",

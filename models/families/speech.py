@@ -59,7 +59,8 @@ class Architecture:
 
     Attributes:
         home: the library module that must define the model and its layers.
-        heads: class of a model -> the path of its encoder, empty for the encoder itself, and what follows the last norm.
+        heads: class of a model -> the path of its encoder, empty for the encoder itself, what follows the last norm, and the
+            outputs' names.
         layer: class of a layer.
         input: name of the input.
         shape: encoder -> the shape of one input.
@@ -75,7 +76,7 @@ class Architecture:
     """
 
     home: str
-    heads: Mapping[str, tuple[str, Outputs]]
+    heads: Mapping[str, tuple[str, Outputs, tuple[str, ...]]]
     layer: str
     input: str
     shape: Callable[[Any], tuple[int, int]]
@@ -93,7 +94,10 @@ class Architecture:
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         home=f"{_HOME}.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer",
-        heads={"ASTModel": ("", _ast_pooled), "ASTForAudioClassification": ("audio_spectrogram_transformer", _ast_logits)},
+        heads={
+            "ASTModel": ("", _ast_pooled, ("pooler_output",)),
+            "ASTForAudioClassification": ("audio_spectrogram_transformer", _ast_logits, ("logits",)),
+        },
         layer="ASTLayer",
         input="input_values",
         shape=lambda encoder: (encoder.config.max_length, encoder.config.num_mel_bins),
@@ -109,7 +113,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         home=f"{_HOME}.whisper.modeling_whisper",
-        heads={"WhisperEncoder": ("", _memory), "WhisperForAudioClassification": ("encoder", _whisper_logits)},
+        heads={
+            "WhisperEncoder": ("", _memory, ("last_hidden_state", "memory_mask")),
+            "WhisperForAudioClassification": ("encoder", _whisper_logits, ("logits",)),
+        },
         layer="WhisperEncoderLayer",
         input="input_features",
         shape=lambda encoder: (encoder.num_mel_bins, 2 * encoder.max_source_positions),
@@ -264,7 +271,7 @@ def parts(model: nn.Module) -> SpeechParts | None:
         raise ModelError(f"tpcompile does not know the head of {kind}", fix=f"pass one of {', '.join(names.heads)}")
     if getattr(inner.config, "use_weighted_layer_sum", False) and names.heads[kind][0]:
         raise ModelError(f"{kind} sums the states of all layers", fix="build it with use_weighted_layer_sum=False")
-    path, outputs = names.heads[kind]
+    path, outputs, given = names.heads[kind]
     encoder = attrgetter(path)(inner) if path else inner
     for number, layer in enumerate(encoder.layers):
         if (type(layer).__module__, type(layer).__name__) != (names.home, names.layer):
@@ -272,6 +279,5 @@ def parts(model: nn.Module) -> SpeechParts | None:
                 f"layers.{number} is {type(layer).__module__}.{type(layer).__qualname__}, not the library's own module",
                 fix=f"pass the model as transformers builds it, with {names.layer}; this layer's own forward would not be called",
             )
-    known = {"_memory": ("last_hidden_state", "memory_mask"), "_ast_pooled": ("pooler_output",)}
-    dense = model if isinstance(model, Sounds) else Sounds(inner, known.get(outputs.__name__, ("logits",)))
+    dense = model if isinstance(model, Sounds) else Sounds(inner, given)
     return SpeechParts(names, kind, dense, encoder, tuple(SpeechBlock(names, layer) for layer in encoder.layers), outputs)

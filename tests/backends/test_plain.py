@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from tpcompile.backends import backend
-from tpcompile.errors import BackendUnavailable, UsageError
+from tpcompile.errors import BackendUnavailable, InputError, UsageError
 
 synthetic = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("synthetic.py"))))
 
@@ -85,6 +86,19 @@ def test_openvino_precisions(tmp_path: Path, precision: str, tolerance: float) -
 def test_onnx_refuses_reduced_precision(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="target onnx has no precision 'bf16'"):
         backend("onnx").open(tmp_path, precision="bf16")
+
+
+def test_an_input_beyond_a_table_of_the_model_is_an_input_error(tmp_path: Path) -> None:
+    table = onnx.numpy_helper.from_array(np.zeros((4, 2), np.float32), "table")
+    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"])
+    rows = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["n", 2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Gather", ["table", "ids"], ["rows"])], "lookup", [ids], [rows], [table])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    with backend("onnx").open(tmp_path) as session:
+        assert session.run({"ids": np.array([3])})["rows"].shape == (1, 2)
+        with pytest.raises(InputError, match=r"cannot compute this input: .*idx=4") as caught:
+            session.run({"ids": np.array([4])})
+    assert "--dim NAME=MIN:OPT:MAX" in caught.value.fix
 
 
 def test_runtimes_are_not_imported_before_they_are_used() -> None:

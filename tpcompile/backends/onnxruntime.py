@@ -12,7 +12,7 @@ import numpy as np
 
 from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
 from tpcompile.backends.files import data_files, place, read_graph
-from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
+from tpcompile.errors import BackendUnavailable, BuildFailed, InputError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -101,7 +101,13 @@ class OnnxSession:
         """See :class:`~tpcompile.backends.base.Session`."""
         if self._session is None:
             raise UsageError("the session is closed", fix="open the engine again")
-        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        except _failures() as error:
+            raise InputError(
+                f"ONNX Runtime cannot compute this input: {error}",
+                fix="where a table in the model ends before the longest input it admits, export with --dim NAME=MIN:OPT:MAX",
+            ) from error
 
     def share(self) -> "OnnxSession":
         """See :class:`~tpcompile.backends.base.Shareable`: ``run`` takes several callers."""
@@ -182,15 +188,11 @@ def _check_precision(precision: str) -> None:
         raise UsageError(f"target onnx has no precision {precision!r}", fix="use fp32, or target openvino for bf16 and fp16")
 
 
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn what onnx or the runtime says about a file into BuildFailed; tpcompile's own errors and the disk's pass."""
+def _failures() -> tuple[type[Exception], ...]:
+    """What the runtime raises."""
     import onnxruntime.capi.onnxruntime_pybind11_state as status
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
-    refused = (
-        DecodeError,
-        FileNotFoundError,
+    return (
         status.Fail,
         status.InvalidArgument,
         status.InvalidGraph,
@@ -199,9 +201,16 @@ def _refusals(path: Path) -> Iterator[None]:
         status.NotImplemented,
         status.RuntimeException,
     )
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what onnx or the runtime says about a file into BuildFailed; tpcompile's own errors and the disk's pass."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+
     try:
         yield
-    except refused as error:
+    except (DecodeError, FileNotFoundError, *_failures()) as error:
         raise BuildFailed(
             f"ONNX Runtime refused {path.name}: {error}", fix="export again; if it stays, try target openvino"
         ) from error

@@ -54,6 +54,12 @@ class Vit:
         return self.linear("head", self.norm("norm", x)[0])
 
 
+def ranked(attention: Array) -> list[int]:
+    """The patches by what CLS pays them, ``[H, N, N]``, the mean over heads; the greatest first."""
+    importance = attention.mean(0)[0, 1:]
+    return sorted(range(1, len(importance) + 1), key=lambda token: -importance[token - 1])
+
+
 def cosine(a: Array, b: Array) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
@@ -64,9 +70,8 @@ def jmp(vit: Vit, image: Array, tau: float) -> Array:
     for block in range(3):
         x, attention, _ = vit.attend(block, x)
         if block != 1:
-            importance = attention.mean(0)[0, 1:]
-            order = sorted(range(1, len(x)), key=lambda token: -importance[token - 1])
-            critical, others = order[: math.ceil(0.5 * len(importance))], order[math.ceil(0.5 * len(importance)) :]
+            order = ranked(attention)
+            critical, others = order[: math.ceil(0.5 * len(order))], order[math.ceil(0.5 * len(order)) :]
             host = {i: max(critical, key=lambda j: cosine(x[i], x[j])) for i in others}
             merge = np.mean([cosine(x[i], x[j]) for i, j in host.items()]) > tau
             guests = {j: [i for i in others if merge and host[i] == j] for j in critical}
@@ -81,8 +86,7 @@ def etps(vit: Vit, image: Array, temperature: float) -> Array:
     for block in range(3):
         x, attention, _ = vit.attend(block, x)
         if block != 1:
-            importance = attention.mean(0)[0, 1:]
-            order = sorted(range(1, len(x)), key=lambda token: -importance[token - 1])
+            order = ranked(attention)
             kept = order[: 7 if block == 0 else 4]
             above, below = {j: math.e * x[j] for j in kept}, dict.fromkeys(kept, math.e)
             for i in set(order) - set(kept):

@@ -1,9 +1,7 @@
 """The verbs `diff`, `bisect` and `passes`: exit codes, texts and documents."""
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,16 +14,6 @@ from tpcompile.cli import main
 from tpcompile.passes import DEFAULT, PASSES
 
 LAYER = "dense.model.encoder.layer.1.output.dense"
-
-
-@pytest.fixture(autouse=True)
-def _root_logger() -> Iterator[None]:
-    """A verb sets up logging for its process; here it must not outlive the test."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def call(*arguments: str | Path) -> Result:
