@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile.capture import capture, name_outputs
+from tpcompile.errors import AxisError
+from tpcompile.passes import DEFAULT
 from tpcompile.program import Program
 
 Show = Callable[[Program], str]
@@ -65,6 +67,31 @@ def agree() -> Callable[..., None]:
                 torch.testing.assert_close(got[name], value, rtol=0, atol=bound)
 
     return check
+
+
+@pytest.fixture
+def refused() -> Callable[[type[AxisError], Program], AxisError]:
+    """``refused(kind, program)``: the refusal of a program, from the whole pipeline."""
+
+    def refuse(kind: type[AxisError], program: Program) -> AxisError:
+        with pytest.raises(kind) as caught:
+            DEFAULT(program)
+        assert caught.value.during == "place, after canonicalize, recognise, mark"
+        return caught.value
+
+    return refuse
+
+
+@pytest.fixture
+def place_of(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """``place_of(source)``: ``test_place.py:88`` of the one line of the test's file that starts with ``source``."""
+
+    def find(source: str) -> str:
+        lines = request.path.read_text(encoding="utf-8").splitlines()
+        (line,) = [i for i, text in enumerate(lines, 1) if text.strip().startswith(source)]
+        return f"{request.path.name}:{line}"
+
+    return find
 
 
 @pytest.fixture(autouse=True)

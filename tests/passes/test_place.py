@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,35 +9,21 @@ from expecttest import assert_expected_inline
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.errors import AxisError, RevivedToken, RigidAxis, TokenMismatch, UnknownOp, UnmaskedFold
+from tpcompile.errors import AxisError, RevivedToken, TokenMismatch, UnknownOp, UnmaskedFold
 from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
 from tpcompile.program import Program
 
 Toy = Callable[..., Program]
 Show = Callable[[Program], str]
 Agree = Callable[..., None]
+Refused = Callable[[type[AxisError], Program], AxisError]
+PlaceOf = Callable[[str], str]
 
 PLACE = Pipeline((Canonicalize(), Mark(), Place()))
 FOLD_FIX = (
     "multiply by the keep mask before a sum, or fill with -inf or -1e4 before a softmax or max; "
     "the masked model reads dropped tokens here"
 )
-
-
-def place_of(source: str) -> str:
-    """``test_place.py:88`` of the one line that starts with ``source``."""
-    (line,) = [
-        i for i, text in enumerate(Path(__file__).read_text(encoding="utf-8").splitlines(), 1) if text.strip().startswith(source)
-    ]
-    return f"test_place.py:{line}"
-
-
-def refused(kind: type[AxisError], program: Program) -> AxisError:
-    """The refusal of a program, from the whole pipeline."""
-    with pytest.raises(kind) as caught:
-        DEFAULT(program)
-    assert caught.value.during == "place, after canonicalize, recognise, mark"
-    return caught.value
 
 
 def pool(x: Tensor, keep: Tensor) -> Tensor:
@@ -157,7 +142,7 @@ class Mean(nn.Module):
         return rows.mean(1)
 
 
-def test_case_4_a_mean_over_all_tokens_is_refused(toy: Toy) -> None:
+def test_case_4_a_mean_over_all_tokens_is_refused(toy: Toy, refused: Refused, place_of: PlaceOf) -> None:
     site, line = place_of("rows = ops.prune(x, keep)"), place_of("return rows.mean(1)")
     error = refused(UnmaskedFold, toy(Mean()))
     assert str(error) == (
@@ -225,90 +210,10 @@ class Undone(nn.Module):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value,
 )
-def test_case_4_every_fold_needs_its_neutral_value(toy: Toy, model: nn.Module, op: str) -> None:
+def test_case_4_every_fold_needs_its_neutral_value(toy: Toy, model: nn.Module, op: str, refused: Refused) -> None:
     error = refused(UnmaskedFold, toy(model))
     assert error.message.startswith(f"aten.{op} combines over tokens that site0 (test_place.py:")
     assert error.fix == FOLD_FIX
-
-
-class First(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        x = ops.prune(x, keep)
-        return x[:, 0] + x[:, 2] * x[:, 0:2].sum(1)
-
-
-def test_case_5_positions_from_the_front_are_pinned(toy: Toy, agree: Agree) -> None:
-    program = DEFAULT(toy(First()))
-    assert [site.pinned for site in program.sites] == [3]
-    agree(First(), program, lengths=(3, 4, 7, 12))
-
-
-class FirstKept(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        keep = keep | (torch.arange(keep.shape[1]) == 0)
-        return ops.prune(x, keep)[:, 0]
-
-
-def test_case_5_a_first_token_that_is_kept_needs_no_pin(toy: Toy, agree: Agree) -> None:
-    program = DEFAULT(toy(FirstKept()))
-    assert [site.pinned for site in program.sites] == [0]
-    agree(FirstKept(), program)
-
-
-class Last(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        x = ops.prune(x, keep)
-        return x[:, -1]
-
-
-class Running(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        x = ops.prune(x, keep)
-        return pool(x.cumsum(1), keep)
-
-
-class Merged(nn.Module):
-    """Tokens and channels in one dim."""
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        return (ops.prune(x, keep) * keep.unsqueeze(-1)).reshape(1, -1).amax(1)
-
-
-class Prefix(nn.Module):
-    """A short index reads the first rows by position."""
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        index = torch.zeros(1, 2, 4, dtype=torch.int64)
-        return ops.prune(x, keep).gather(2, index).sum(1)
-
-
-@pytest.mark.parametrize(
-    ("model", "op", "source"),
-    [
-        (Last(), "select.int", "return x[:, -1]"),
-        (Running(), "cumsum.default", "return pool(x.cumsum(1), keep)"),
-        (Merged(), "reshape.default", "return (ops.prune(x, keep) * keep.unsqueeze(-1)).reshape"),
-        (Prefix(), "gather.default", "return ops.prune(x, keep).gather(2, index).sum(1)"),
-    ],
-    ids=["last", "cumsum", "merged", "gather"],
-)
-def test_case_5_other_positions_are_refused(toy: Toy, model: nn.Module, op: str, source: str) -> None:
-    error = refused(RigidAxis, toy(model))
-    assert error.message == f"aten.{op} reads positions or the count of tokens, and t1 has lost some"
-    assert error.fix == "compute it before the first site, read position 0, or pool with the keep mask"
-    assert error.where is not None
-    assert error.where.short == place_of(source)
-
-
-class TokenLevel(nn.Module):
-    def forward(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
-        return {"last_hidden_state": ops.prune(x, keep) * 2}
-
-
-def test_case_5_a_token_level_output_is_refused(toy: Toy) -> None:
-    error = refused(RigidAxis, toy(TokenLevel()))
-    assert error.message == "output 'last_hidden_state' has one row per token, and t1 has lost some"
-    assert error.fix == "bring the rows back with ops.restore(x, keep, base), or return a pooled output"
 
 
 class Revived(nn.Module):
@@ -335,7 +240,7 @@ class ByLowScore(ByScore):
         return pool(ops.prune(x, later, score), later)
 
 
-def test_case_6_a_token_that_could_return_is_refused(toy: Toy, agree: Agree) -> None:
+def test_case_6_a_token_that_could_return_is_refused(toy: Toy, agree: Agree, refused: Refused, place_of: PlaceOf) -> None:
     error = refused(RevivedToken, toy(Revived(), x=torch.randn(1, 6, 4), keep=torch.ones(1, 6, dtype=torch.bool), **more(6)))
     assert error.message == f"a token dropped at site0 ({place_of('first = ops.prune')}) could be kept here again"
     assert error.fix == "write keep = earlier_keep & (score >= threshold)"
@@ -353,7 +258,7 @@ class StrangeBefore(nn.Module):
         return pool(ops.prune(x.flip(2), keep), keep)
 
 
-def test_case_6_an_op_without_a_rule_is_refused_behind_a_site_only(toy: Toy, agree: Agree) -> None:
+def test_case_6_an_op_without_a_rule_is_refused_behind_a_site_only(toy: Toy, agree: Agree, refused: Refused) -> None:
     error = refused(UnknownOp, toy(Strange()))
     assert error.message == "no axis rule for aten.fft_rfft.default, and its input runs over pruned tokens"
     assert error.fix == "add a rule with its sample (docs/add-an-op.md), or move the op before the first site"
@@ -373,7 +278,7 @@ class Sideways(nn.Module):
         return pool(y, keep & more)
 
 
-def test_two_sequences_are_refused(toy: Toy) -> None:
+def test_two_sequences_are_refused(toy: Toy, refused: Refused) -> None:
     mask = torch.ones(1, 6, dtype=torch.bool)
     error = refused(
         TokenMismatch, toy(TwoSequences(), x=torch.randn(1, 6, 4), keep=mask, memory=torch.randn(1, 6, 4), known=mask)
@@ -382,7 +287,7 @@ def test_two_sequences_are_refused(toy: Toy) -> None:
     assert error.fix == "prune one sequence per program; export the encoders apart"
 
 
-def test_sites_in_the_wrong_order_are_refused(toy: Toy) -> None:
+def test_sites_in_the_wrong_order_are_refused(toy: Toy, refused: Refused) -> None:
     refused(RevivedToken, toy(Sideways(), x=torch.randn(1, 6, 4), keep=torch.ones(1, 6, dtype=torch.bool), **more(6)))
 
 
@@ -404,7 +309,7 @@ class Decided(nn.Module):
         return pool(ops.prune(x, later, score), later)
 
 
-def test_case_7_a_softmax_without_keys_must_not_be_read(toy: Toy) -> None:
+def test_case_7_a_softmax_without_keys_must_not_be_read(toy: Toy, refused: Refused) -> None:
     error = refused(UnmaskedFold, toy(Dead()))
     assert error.message.startswith("output 'output' may read a softmax row whose keys were all dropped by site0 (test_place.py:")
     assert error.fix == "keep a prefix token (keep = keep | first), or multiply the softmax by the keep mask of its queries"
@@ -425,7 +330,7 @@ class Infinite(nn.Module):
         return y.sum(1)
 
 
-def test_case_7_nan_is_hidden_by_where_only(toy: Toy, agree: Agree) -> None:
+def test_case_7_nan_is_hidden_by_where_only(toy: Toy, agree: Agree, refused: Refused) -> None:
     agree(Infinite(select=True), DEFAULT(toy(Infinite(select=True))))
     assert refused(UnmaskedFold, toy(Infinite(select=False))).fix
 
@@ -437,7 +342,7 @@ class AttendFirst(nn.Module):
         return ((x @ x.transpose(1, 2)).masked_fill(~keep.unsqueeze(1), float("-inf")).softmax(-1) @ x)[:, 0]
 
 
-def test_what_the_proof_takes_for_granted_is_recorded(toy: Toy, agree: Agree) -> None:
+def test_what_the_proof_takes_for_granted_is_recorded(toy: Toy, agree: Agree, place_of: PlaceOf) -> None:
     finite = "activations are finite: 0 * x is 0"
     line = place_of("y = (logits.softmax(-1) @ x) * keep.unsqueeze(-1)")
     assert PLACE(toy(Attention())).assumptions == (
@@ -463,7 +368,7 @@ class Restored(nn.Module):
         return ops.restore(y, last if self.late else keep, x)
 
 
-def test_case_8_restore_takes_no_dropped_row(toy: Toy) -> None:
+def test_case_8_restore_takes_no_dropped_row(toy: Toy, refused: Refused) -> None:
     inputs = {"x": torch.randn(1, 6, 4), "keep": torch.ones(1, 6, dtype=torch.bool), "more": torch.ones(1, 6, dtype=torch.bool)}
     error = refused(RevivedToken, toy(Restored(late=False), **inputs))
     assert re.fullmatch(r"restore may take a token from rows where site1 \(.*\) dropped it", error.message)
