@@ -42,7 +42,7 @@ def _deit(width: int, ratios: tuple[float, ...], samples: int, source: str) -> W
 WORKLOADS: Mapping[str, Workload] = {
     "minilm-100": Workload((1.7, 2.6, 5.0), 100, 6, 5, "ltp"),
     "minilm-400": Workload((2.6,), 400, 0, 2, "ltp"),
-    "bert-128": Workload((2.1, 8.0), 16, 4, 5, "ltp", tokens=128),
+    "bert-128": Workload((2.1, 8.0), 16, 4, 3, "ltp", tokens=128),
     "bert-384": Workload((2.1, 8.0), 10, 4, 2, "ltp", tokens=384),
     "deit-s": _deit(384, (1.53, 2.0), 24, "timm/deit_small_patch16_224"),
     "deit-b": _deit(768, (1.53, 2.0), 12, "timm/deit_base_patch16_224"),
