@@ -40,9 +40,9 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
 
 - *Fixed shapes* already fall behind the graph's FLOPs on MiniLM in float32: products of a few rows stream the same weights as those of
   many, and the attention that a score looks into stays written out. No choice of shapes brings that back.
-- *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16 some
-  2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs from the
-  one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots.
+- *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16
+  some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
+  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots.
 - *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.
