@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
-from tpcompile.backends import backend
+from tpcompile.backends import Copier, backend
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
@@ -106,7 +106,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
            calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False,
-           lengths: Sequence[int] = (), prime: bool = False, batch: str = "one", precision: str = "fp32",
+           lengths: Sequence[int] = (), prime: bool = False, copies: int = 1, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
            force: bool = False, dump_ir: str | Path | None = None, progress: Progress | None = None) -> Bundle:  # fmt: skip
@@ -131,6 +131,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         lengths: a ladder, as ``buckets``, that the length of an input is rounded up to; refused where padding is not proved to change
             nothing.
         prime: put inputs of that data into the bundle that ``load`` runs, so that shapes like theirs are not new to the runtime later.
+        copies: of the engine, opened by ``load``, each for inputs of other lengths: faster where a change of shape costs, for their memory.
         batch: ``one`` or ``ragged``, see ``lower``.
         precision: ``fp32``; a backend may have more.
         dense: the unpruned model, where the pruned one does not bring its own.
@@ -157,9 +158,12 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         tune,
         tuple(lengths),
         prime,
+        copies,
         dict(dims or {}),
         runtime.profiled,
     )
+    if copies > 1 and not isinstance(runtime, Copier):
+        raise UsageError(f"target {target} has no copies: a change of shape costs it nothing", fix="leave the copies out")
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")

@@ -187,6 +187,8 @@ def fill(
         for name, content in subject.documents.items():
             (part / name).write_text(content, encoding="utf-8")
     found = cache(lambda: _calibration(folder, compiled, wish, extent, say))
+    if wish.copies > 1 and not compiled.compact.dims:
+        raise UsageError("copies are for inputs of several lengths, and this model takes one", fix="leave the copies out")
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
@@ -205,7 +207,7 @@ def fill(
     say("seal")
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
     made = record(compiled, target, precision, plan, outputs, extent)
-    common = made.model_copy(update={"stages": stages, "measured": measured})
+    common = made.model_copy(update={"stages": stages, "measured": measured, "copies": wish.copies})
     if wish.prime:
         primers = [check(one, common) for one in cover(lowered, common, grouped(found()[1], subject.batch))]
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])

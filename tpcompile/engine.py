@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from tpcompile.backends import Backend, Session, backend
+from tpcompile.backends import Backend, Copier, Session, backend
 from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
 from tpcompile.data.samples import Sample, batches, collate, split
@@ -276,8 +276,20 @@ def _opener(bundle: Bundle, threads: int, callers: int) -> Callable[[tuple[str, 
     manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
     opened = partial(runtime.open, bundle.path, threads=threads, precision=manifest.precision, callers=callers)
     if manifest.form != "staged":
-        return lambda taps: opened(taps=taps)
+        return lambda taps: _copies(bundle, threads, callers) if manifest.copies > 1 and not taps else opened(taps=taps)
     return open_chain(manifest, lambda number: opened(stage=number)).tapped
+
+
+def _copies(bundle: Bundle, threads: int, callers: int) -> Session:
+    """The engine as often as the manifest says.
+
+    Raises:
+        UsageError: its runtime does not care for shapes.
+    """
+    manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
+    if not isinstance(runtime, Copier):
+        raise UsageError(f"target {manifest.target} has no copies", fix="export again without them")
+    return runtime.open_copies(bundle.path, manifest.copies, threads=threads, precision=manifest.precision, callers=callers)
 
 
 def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:

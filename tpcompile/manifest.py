@@ -25,6 +25,8 @@ Relative = Annotated[str, AfterValidator(_relative)]
 PLAN = re.compile(r"\.plan(\.json)?$")
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Term = tuple[int | float, tuple[str, ...]]
+MOST_COPIES = 64
+"""A manifest that asks for more is refused: each is compiled when the engine is loaded."""
 
 
 class _Record(BaseModel):
@@ -180,6 +182,7 @@ class Manifest(_Record):
         verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
         primed: inputs in ``prime.safetensors`` that ``load`` runs, so that the shapes to come are no longer new.
+        copies: of the engine that ``load`` opens, each for inputs of other lengths.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
 
@@ -214,6 +217,7 @@ class Manifest(_Record):
     flops: Flops = Flops()
     tolerance: dict[str, float] = {}
     primed: Annotated[int, Field(ge=0)] = 0
+    copies: Annotated[int, Field(ge=1, le=MOST_COPIES)] = 1
     parts: dict[Relative, Digest] = {}
     files: dict[Relative, FileInfo] = {}
     environment: dict[str, JsonValue] = {}

@@ -14,6 +14,7 @@ import torch
 
 from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
+from tpcompile.manifest import MOST_COPIES
 from tpcompile.passes.lower import Lower
 from tpcompile.program import Program
 from tpcompile.rows import MIN_COUNT, Rows
@@ -42,6 +43,7 @@ class Wish:
         tune: measure what is left open, on the same data.
         lengths: a ladder that the length of an input is rounded up to, where padding is proved to change nothing.
         prime: carry inputs along that show the shapes to come, and run them when the engine is loaded.
+        copies: of the engine, opened by ``load``, each for inputs of other lengths.
         dims: dim name -> least, usual and largest size that the engine must take; within what the model takes.
         profiled: the target is built for ranges of sizes, so that data can say which counts are usual.
     """
@@ -54,6 +56,7 @@ class Wish:
     tune: bool = False
     lengths: tuple[int, ...] = ()
     prime: bool = False
+    copies: int = 1
     dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     profiled: bool = False
 
@@ -67,6 +70,7 @@ class Wish:
             if value not in ("auto", *known):
                 raise UsageError(f"unknown {name} {value!r}", fix=f"use one of: auto, {', '.join(known)}")
         self._ladders()
+        self._copies()
         if self.tune and self.form != "auto" and (self.lowering != "auto" or self.buckets):
             raise UsageError("lowering and form are given: nothing is left to tune", fix="leave one of them out, or tune")
         for name, (least, usual, most) in self.dims.items():
@@ -82,6 +86,12 @@ class Wish:
             )
         if not 0 < self.quantile <= 1:
             raise UsageError(f"the static quantile is {self.quantile}", fix="give a share above 0 and up to 1, such as 0.99")
+
+    def _copies(self) -> None:
+        if not 1 <= self.copies <= MOST_COPIES:
+            raise UsageError(f"{self.copies} copies", fix=f"ask for 1 to {MOST_COPIES}")
+        if self.copies > 1 and self.form == "staged":
+            raise UsageError("stages have no copies", fix="ask for form single, or leave the copies out")
 
     def _ladders(self) -> None:
         if self.buckets and self.lowering not in ("auto", "bucketed"):
@@ -240,7 +250,7 @@ def candidates(
     if program.gathered:
         return [first]
     lowerings = LOWERINGS[:2] if wish.lowering == "auto" and not wish.buckets else (first.lowering,)
-    forms = FORMS if wish.form == "auto" else (first.form,)
+    forms = FORMS if wish.form == "auto" and wish.copies == 1 else (first.form,)
     found = [
         replace(first, lowering=lowering, form=form, buckets=(first.buckets or STEP) if lowering == "bucketed" else ())
         for lowering in lowerings

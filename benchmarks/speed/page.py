@@ -28,20 +28,21 @@ ASIDE = """
 
 WATERFALL = """Each column is dense over pruned: what the formula counts; what the compiled graph counts; engines of fixed shapes; our
 engine when it has met all shapes; when it meets them for the first time. In brackets what is kept of the column before. Between
-graph and fixed shapes goes what small products and memory cost, between fixed shapes and warm the change from one known shape to another,
-between warm and cold the preparing of new ones. Fixed shapes are timed on the first few samples only, the columns beside them on all: where
-lengths differ, a step into or out of that column also holds what those few differ by from the rest.
+graph and fixed shapes goes what small products and memory cost, between fixed shapes and warm what sizes cost that are known at run time
+only, and their change, between warm and cold the preparing of new ones. Fixed shapes are timed on the first few samples only, the columns
+beside them on all: where lengths differ, a step into or out of that column also holds what those few differ by from the rest.
 """
 
 WHY = """
 Why targets are missed, from the profiles of decisions [0015](decisions/0015-shapes-are-met-at-load.md),
-[0016](decisions/0016-what-the-runtimes-are-told.md) and [0017](decisions/0017-what-is-left-of-churn.md):
+[0016](decisions/0016-what-the-runtimes-are-told.md), [0017](decisions/0017-what-is-left-of-churn.md) and
+[0026](decisions/0026-what-a-change-of-shape-costs.md):
 
 - *Fixed shapes* already fall behind the graph's FLOPs on MiniLM in float32: products of a few rows stream the same weights as those of
   many, and the attention that a score looks into stays written out. No choice of shapes brings that back.
-- *Warm*, OpenVINO prepares some 280 nodes anew whenever the shape differs from the one before, known or not. That is the largest loss
-  that is left, and in bfloat16, where the arithmetic is quick, nearly all of it. On a ladder it also computes the slots, which is what it
-  pays for meeting few shapes: warm it is no faster than the naive export, cold it is.
+- *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16
+  some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
+  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots.
 - *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.

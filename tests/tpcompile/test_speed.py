@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "speed"
@@ -95,17 +96,31 @@ def test_two_samples_have_no_percentile(speed: SimpleNamespace) -> None:
     assert "| pruned | 2 | 8 | 4 | - |" in speed.page.cell(document())
 
 
-def test_a_graph_for_one_sample_has_no_free_size(speed: SimpleNamespace) -> None:
+def site() -> onnx.ModelProto:
+    """A mask of any length, and where it is true."""
     nodes = [helper.make_node("NonZero", ["mask"], ["index"]), helper.make_node("Identity", ["index"], ["y"])]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("mask", TensorProto.BOOL, ["n"])],
         [helper.make_tensor_value_info("y", TensorProto.INT64, [1, None])],
     )  # fmt: skip
-    fixed = speed.prepare.frozen(helper.make_model(graph), {"mask": np.array([True, False, True])}, [2])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def test_a_graph_for_one_sample_has_no_free_size(speed: SimpleNamespace) -> None:
+    fixed = speed.prepare.frozen(site(), {"mask": np.array([True, False, True])}, [2])
     shapes = {one.name: one for one in onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph.value_info}
     assert [dim.dim_value for dim in shapes["index"].type.tensor_type.shape.dim] == [1, 2]
     with pytest.raises(ValueError, match="zip"):
-        speed.prepare.frozen(helper.make_model(graph), {"mask": np.array([True])}, [2, 3])
+        speed.prepare.frozen(site(), {"mask": np.array([True])}, [2, 3])
+
+
+@pytest.mark.parametrize(("mask", "first"), [([1, 0, 1, 0], [0, 2]), ([1, 1, 1, 0], [0, 1]), ([0, 0, 0, 1], [3, 0])])
+def test_a_graph_for_one_sample_stores_its_count_whatever_is_kept(
+    speed: SimpleNamespace, mask: list[int], first: list[int]
+) -> None:
+    feeds = {"mask": np.array(mask, dtype=bool)}
+    fixed = speed.prepare.frozen(site(), feeds, [2])
+    assert ReferenceEvaluator(fixed).run(None, feeds)[0].tolist() == [first]
 
 
 def test_the_pages_say_what_was_measured(speed: SimpleNamespace) -> None:

@@ -107,6 +107,15 @@ class Profiler(Protocol):
         ...
 
 
+@runtime_checkable
+class Copier(Protocol):
+    """A backend whose engines prepare anew whenever the shape differs from the inference before, so that several are worth having."""
+
+    def open_copies(self, folder: Path, copies: int, *, threads: int = 0, precision: str = "fp32", callers: int = 1) -> Session:
+        """Open what ``build`` wrote so many times, for inputs of different shapes; as ``open``, without taps or stages."""
+        ...
+
+
 class Backend(Protocol):
     """A runtime that engines are built for. The runtime is imported inside these methods only."""
 

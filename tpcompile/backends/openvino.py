@@ -13,14 +13,15 @@ import re
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, without_choice
+from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 
@@ -87,14 +88,20 @@ class OpenVino:
         callers: int = 1,
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
-        streams = {"NUM_STREAMS": callers} if callers > 1 else {}
-        return OpenVinoSession(self._compile(folder, taps, threads * callers, precision, stage, **streams))
+        return OpenVinoSession(next(self._compiled(1, folder, taps, threads * callers, precision, stage, **_streams(callers))))
+
+    def open_copies(self, folder: Path, copies: int, *, threads: int = 0, precision: str = "fp32", callers: int = 1) -> Session:
+        """See :class:`~tpcompile.backends.base.Copier`. One model in memory is compiled so many times: its weights' file is shared."""
+        made = self._compiled(copies, folder, (), threads * callers, precision, None, **_streams(callers))
+        return Copies([OpenVinoSession(one) for one in made])
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""
-        return OpenVinoProfile(self._compile(folder, (), threads, precision, stage, PERF_COUNT=True))
+        return OpenVinoProfile(next(self._compiled(1, folder, (), threads, precision, stage, PERF_COUNT=True)))
 
-    def _compile(self, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any) -> Any:
+    def _compiled(
+        self, copies: int, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any
+    ) -> Iterator[Any]:
         hint = _hint(precision)
         openvino = _runtime()
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **more}
@@ -108,12 +115,13 @@ class OpenVino:
             raise _refused(folder.name, error) from error
         if taps:
             _select(graph, taps, stage is None)
-        try:
-            compiled = core.compile_model(graph, "CPU", config)
-        except RuntimeError as error:
-            raise _refused(folder.name, error) from error
-        _require(compiled, hint)
-        return compiled
+        for _ in range(copies):
+            try:
+                compiled = core.compile_model(graph, "CPU", config)
+            except RuntimeError as error:
+                raise _refused(folder.name, error) from error
+            _require(compiled, hint)
+            yield compiled
 
 
 class OpenVinoSession:
@@ -167,6 +175,11 @@ class OpenVinoProfile(OpenVinoSession):
         for one in (one for run in self._runs[after:] for one in run if one.us):
             found[one.name, one.kind] = found.get((one.name, one.kind), 0.0) + one.us
         return tuple(OpTime(*key, us) for key, us in found.items())
+
+
+def _streams(callers: int) -> dict[str, int]:
+    """A stream for each caller."""
+    return {"NUM_STREAMS": callers} if callers > 1 else {}
 
 
 def _files(stage: int | None) -> tuple[str, str]:

@@ -57,6 +57,7 @@ def span(text: str) -> tuple[str, tuple[int, int, int]]:
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
 LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
+COPIES = "Engines in memory, each for inputs of other lengths; of openvino."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
@@ -110,6 +111,7 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--tune", is_flag=True, help="Build what lowering and form leave open, and take what is fastest on that data.")
 @click.option("--lengths", type=ladder, default="", metavar="N,N", help="Pad inputs to a ladder, where proved to change nothing.")
 @click.option("--prime", is_flag=True, help="Carry inputs of that data along, and run them when the engine is loaded.")
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, metavar="N", help=COPIES)
 @click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Arithmetic of the engine.")
 @click.option("--dim", "dims", multiple=True, type=span, metavar="NAME=MIN:OPT:MAX", help="Sizes it must take; may be repeated.")
 @click.option(

@@ -58,13 +58,13 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
 
 def _compact_ragged(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Each sample's stored positions first, in order, then its dropped ones; cut at the batch's largest count."""
-    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: needed))
+    return _fetch(x, keep, _first(op.Or(keep, pinned), lambda needed: needed))
 
 
 def _memory(x: FLOAT, keep: BOOL) -> tuple[FLOAT, BOOL]:
     """Each sample's living rows first, in order, then zeros: at least two rows where there are as many."""
     least, length = op.Constant(value_ints=[MIN_COUNT]), op.Shape(x, start=1, end=2)
-    rows, alive, _ = _fetch(x, keep, _cut(keep, lambda needed: op.Min(op.Max(needed, least), length)))
+    rows, alive, _ = _fetch(x, keep, _first(keep, lambda needed: op.Min(op.Max(needed, least), length)))
     return op.Where(op.Unsqueeze(alive, op.Constant(value_ints=[-1])), rows, op.Constant(value_float=0.0)), alive
 
 
@@ -73,7 +73,7 @@ def _compact_bucketed(
 ) -> tuple[FLOAT, BOOL, INT64]:
     """The same, cut at the rung that holds the count: ``Rows.rung`` in ONNX."""
     length = op.Shape(x, start=1, end=2)
-    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: op.Min(_rung(needed, ladder), length)))
+    return _fetch(x, keep, _first(op.Or(keep, pinned), lambda needed: op.Min(_rung(needed, ladder), length)))
 
 
 def _rung(needed: Any, ladder: Sequence[int]) -> Any:
@@ -95,7 +95,7 @@ def _compact_static(
     tokens = shape[1]
     count = op.Constant(value_ints=[min(limit, tokens) if isinstance(tokens, int) else limit])
     least = count if isinstance(tokens, int) else op.Min(count, op.Shape(x, start=1, end=2))
-    return _fetch(x, keep, _cut(op.Or(keep, pinned), lambda needed: least))
+    return _fetch(x, keep, _ranked(op.Or(keep, pinned), least))
 
 
 def _fit(keep: BOOL, pinned: BOOL, score: FLOAT | None, limit: int) -> BOOL:
@@ -110,17 +110,25 @@ def _fit(keep: BOOL, pinned: BOOL, score: FLOAT | None, limit: int) -> BOOL:
     return y
 
 
-def _cut(stored: Any, count: Callable[[Any], Any]) -> Any:
-    """Positions ``[B, K]``: stored ones in order, then the others in order; K from the largest number of stored ones, ``[1]``."""
+def _first(stored: Any, count: Callable[[Any], Any]) -> Any:
+    """Positions ``[B, K]``: stored ones in order, then the others in order; K from the largest number of stored ones, ``[1]``.
+
+    ``TopK`` puts the lower position first where values are equal: nothing else is needed, and where shapes cost every node counts.
+    """
+    stored = op.Cast(stored, to=INTEGER)
+    counts = op.ReduceSum(stored, op.Constant(value_ints=[1]), keepdims=0)
+    _, index = op.TopK(stored, count(op.ReduceMax(counts, op.Constant(value_ints=[0]), keepdims=1)), axis=1, largest=1, sorted=1)
+    return index
+
+
+def _ranked(stored: Any, count: Any) -> Any:
+    """The same, of a constant count, by ranks that are all different: TensorRT says nothing of equal values."""
     one = op.Constant(value_ints=[1])
     last: Any = op.Constant(value_int=1)
     stored = op.Cast(stored, to=INTEGER)
-    counts = op.ReduceSum(stored, one, keepdims=1)
     front = op.CumSum(stored, last) - one
-    back = counts + op.CumSum(one - stored, last) - one
-    rank = op.Where(op.Cast(stored, to=BOOLEAN), front, back)
-    needed = op.ReduceMax(counts, keepdims=0, noop_with_empty_axes=0) * one
-    _, index = op.TopK(rank, count(needed), axis=1, largest=0, sorted=1)
+    back = op.ReduceSum(stored, one, keepdims=1) + op.CumSum(one - stored, last) - one
+    _, index = op.TopK(op.Where(op.Cast(stored, to=BOOLEAN), front, back), count, axis=1, largest=0, sorted=1)
     return index
 
 
