@@ -12,14 +12,15 @@ No training, and no names of a model's parts: what a block is follows from the g
    read: where the feed-forward's residual begins. Where none stands between two attentions there is no site, and the report says so;
 5. behind it, logits of dropped keys are -inf;
 6. at the last cut that is made by the same op as the sites (the end of the last block) dropped rows come back as they were (``restore``),
-   so that heads may read or pool any token; or, for a decoder, the living rows alone go on, with an output ``memory_mask`` beside them;
+   so that heads may read or pool any token; or, for a decoder, the living rows alone go on, with an output ``memory_mask`` beside them.
+   Hidden states that are outputs on the way there (``hidden_states.1``) have what fell before them as it was;
 7. inputs ``[B, N]`` that hold 0 and 1 in the example, and 1 at position 0, are taken to do so always: the engine checks it.
 
 The result is a masked program like any other: ``place`` proves its sites.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,10 +87,12 @@ class Impose(GraphPass):
             )  # fmt: skip
         last = [node for group in cuts for node in group if node.target is sites[max(sites)].target][-1]
         imposed = _Imposed(self)
+        between = _between(draft.graph, axes, [*sites.values()], last)
         for number, attention in enumerate(found):
             imposed.attention(attention)
             if number in sites:
                 imposed.site(attention, sites[number])
+        imposed.outputs(draft.graph.output_node(), between)
         names = program.output_names
         if self.memory:
             imposed.remember(last)
@@ -158,7 +161,8 @@ def _cuts(graph: fx.Graph, axes: AxesMap, found: Sequence[Attention]) -> list[li
     """Behind each attention, before the next, the hidden states of its tokens through which alone the stream goes on."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     stream = _stream(found[0].value)
-    last = {node: max((order[user] for user in node.users), default=-1) for node in stream}
+    end = order[graph.output_node()]
+    last = {node: max((order[n] for n in node.users if n.op != "output"), default=end if node.users else -1) for node in stream}
     bounds = [order[one.map] for one in found]
     cuts: list[list[fx.Node]] = [[] for _ in found]
     alive = set[fx.Node]()
@@ -171,6 +175,15 @@ def _cuts(graph: fx.Graph, axes: AxesMap, found: Sequence[Attention]) -> list[li
         if len(alive) == 1 and block >= 0 and _hidden(node) and axes.axis(node, 1) == found[block].keys(axes):
             cuts[block].append(node)
     return cuts
+
+
+def _between(graph: fx.Graph, axes: AxesMap, sites: Sequence[fx.Node], last: fx.Node) -> dict[int, tuple[fx.Node, int]]:
+    """Hidden states that are outputs and stand before the last cut: number of the output -> the node, and how many sites it is behind."""
+    order, tokens, width = {node: i for i, node in enumerate(graph.nodes)}, axes.axis(last, 1), last.meta["val"].shape[2]
+    results: Any = graph.output_node().args[0]
+    early = {i: n for i, n in enumerate(results) if isinstance(n, fx.Node) and order[n] < order[last] and _hidden(n)}
+    found = {i: n for i, n in early.items() if axes.axis(n, 1) == tokens and n.meta["val"].shape[2] == width}
+    return {i: (node, sum(order[site] < order[node] for site in sites)) for i, node in found.items()}
 
 
 def _splits(node: fx.Node) -> bool:
@@ -245,6 +258,16 @@ class _Imposed:
             reader.replace_input_with(cut, prune)
         self.alive = keep
         self.bases.append((keep, cut))
+
+    def outputs(self, output: fx.Node, between: Mapping[int, tuple[fx.Node, int]]) -> None:
+        """Bring back in hidden states that are outputs what the sites before them drop; see ``_between``."""
+        results: list[Any] = list(output.args[0])  # type: ignore[arg-type]  # a tuple of nodes
+        for number, (node, passed) in between.items():
+            write, rows = Writer(node.graph, node, node), node
+            for keep, base in reversed(self.bases[:passed]):
+                rows = write(RESTORE, rows, keep, base)
+            results[number] = rows
+        output.args = (tuple(results),)
 
     def restore(self, cut: fx.Node) -> None:
         """Bring dropped rows back where the stream leaves the last block."""

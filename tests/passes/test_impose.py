@@ -1,6 +1,7 @@
 """Dense models become masked ones: which tokens fall, where the sites are, what outputs hold; the cases of ``passes/impose.py``."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,35 @@ def test_case_6_a_memory_holds_the_living_rows_and_says_which(encoder: Encoder) 
         assert torch.equal(got.outputs["memory_mask"], want["memory_mask"])
         torch.testing.assert_close(got.outputs["output_0"], want["output_0"], rtol=0, atol=1e-5)
         torch.testing.assert_close(want["output_0"][0, alive], full(x=x)["output_0"][0, _living(full, x)], rtol=0, atol=1e-5)
+
+
+class Watched(Encoder):
+    """Every block's states as well, by tuple."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]  # by name
+        first = self.first(x)
+        last = self.second(first)
+        return {"last": self.norm(last), "states": (x, first, last)}
+
+
+@torch.no_grad()
+def test_case_6_hidden_states_on_the_way_have_dropped_tokens_as_they_were(encoder: Encoder) -> None:
+    watched = Watched().eval()
+    watched.load_state_dict(encoder.state_dict())
+    options = {"dynamic": {"x": {1: "n"}}, "threshold": 0.9}
+    masked, plain = impose(watched, {"x": states(9)}, **options), impose(encoder, {"x": states(9)}, **options)
+    compact = lower(masked)
+    for seed, length in enumerate((3, 9, 30)):
+        x = states(length, seed)
+        want, got = masked(x=x), compact.trace(x=x)
+        assert set(want) == {"last", "states.0", "states.1", "states.2"}
+        keep, block = got.keep[0], encoder.first
+        q, k, v = block.heads(x)
+        y = x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(want["states.1"], torch.where(keep.unsqueeze(-1), block(x), y), rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder.norm(want["states.2"]), plain(x=x)["output_0"], rtol=0, atol=1e-5)
+        for name, value in want.items():
+            torch.testing.assert_close(got.outputs[name], value, rtol=0, atol=1e-5)
 
 
 def _living(masked: Program, x: Tensor) -> Tensor:
