@@ -4,22 +4,23 @@ No training, and no names of a model's parts: what a block is follows from the g
 
 1. an attention is a softmax over keys that are the queries' own tokens, and the product that reads it; a map of queries on another
    sequence (cross-attention) is none;
-2. the score of a token is what it receives: the sum over queries of the map's mean over heads, over living ones behind the first site; in
-   front of it padding counts as a query too. Over the tokens of an input without padding its mean is 1, so one threshold serves every
-   length;
-3. ``keep = alive & (score >= threshold)``, and the first ``prefix`` tokens never fall;
+2. the score of a token is what it receives: the sum over living queries of the map's mean over heads. Its mean over the tokens of an input
+   is 1, so one threshold serves every length;
+3. ``keep = alive & (score >= threshold)``, and the first ``prefix`` tokens never fall; before the first site all live but padding, by the
+   input of case 7 that masks the first attention and is no part of what it mixes;
 4. the site is the next *cut*: hidden states ``[B, N, C]`` through which alone the stream reaches all that follows, and that several ops
    read: where the feed-forward's residual begins. Where none stands between two attentions there is no site, and the report says so;
 5. behind it, logits of dropped keys are -inf;
 6. at the last cut that is made by the same op as the sites (the end of the last block) dropped rows come back as they were (``restore``),
-   so that heads may read or pool any token; or, for a decoder, the living rows alone go on, with an output ``memory_mask`` beside them;
+   so that heads may read or pool any token; or, for a decoder, the living rows alone go on, with an output ``memory_mask`` beside them.
+   Hidden states that are outputs on the way there (``hidden_states.1``) have what fell before them as it was;
 7. inputs ``[B, N]`` that hold 0 and 1 in the example, and 1 at position 0, are taken to do so always: the engine checks it.
 
 The result is a masked program like any other: ``place`` proves its sites.
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described, Key
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.candidates import bit_inputs
-from tpcompile.passes.insert import Writer
+from tpcompile.passes.insert import Writer, ancestors
 from tpcompile.program import Program, Stage, where_of
 
 aten = torch.ops.aten
@@ -85,11 +86,13 @@ class Impose(GraphPass):
                 where=where_of(found[0].map), fix="write the sites yourself with ops.prune(x, keep)",
             )  # fmt: skip
         last = [node for group in cuts for node in group if node.target is sites[max(sites)].target][-1]
-        imposed = _Imposed(self)
+        imposed = _Imposed(self, _padding(draft.graph, bit_inputs(program), axes, found[0]))
+        between = _between(draft.graph, axes, [*sites.values()], last)
         for number, attention in enumerate(found):
             imposed.attention(attention)
             if number in sites:
                 imposed.site(attention, sites[number])
+        imposed.outputs(draft.graph.output_node(), between)
         names = program.output_names
         if self.memory:
             imposed.remember(last)
@@ -154,11 +157,19 @@ def _dims(call: Described, node: fx.Node, factor: str) -> Iterator[int]:
     return (d for i, n in enumerate(call.operands) if n is node for d in call.of(i, factor))
 
 
+def _padding(graph: fx.Graph, bits: Collection[str], axes: AxesMap, first: Attention) -> fx.Node | None:
+    """The input that tells tokens from padding; None where there is none, or where it reaches the values too."""
+    masks, mixed = ancestors(first.map), ancestors(first.value)
+    inputs = (node for node in graph.find_nodes(op="placeholder") if node.name in bits and node in masks and node not in mixed)
+    return next((node for node in inputs if axes.axis(node, 1) == first.keys(axes)), None)
+
+
 def _cuts(graph: fx.Graph, axes: AxesMap, found: Sequence[Attention]) -> list[list[fx.Node]]:
     """Behind each attention, before the next, the hidden states of its tokens through which alone the stream goes on."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     stream = _stream(found[0].value)
-    last = {node: max((order[user] for user in node.users), default=-1) for node in stream}
+    end = order[graph.output_node()]
+    last = {node: max((order[n] for n in node.users if n.op != "output"), default=end if node.users else -1) for node in stream}
     bounds = [order[one.map] for one in found]
     cuts: list[list[fx.Node]] = [[] for _ in found]
     alive = set[fx.Node]()
@@ -171,6 +182,15 @@ def _cuts(graph: fx.Graph, axes: AxesMap, found: Sequence[Attention]) -> list[li
         if len(alive) == 1 and block >= 0 and _hidden(node) and axes.axis(node, 1) == found[block].keys(axes):
             cuts[block].append(node)
     return cuts
+
+
+def _between(graph: fx.Graph, axes: AxesMap, sites: Sequence[fx.Node], last: fx.Node) -> dict[int, tuple[fx.Node, int]]:
+    """Hidden states that are outputs and stand before the last cut: number of the output -> the node, and how many sites it is behind."""
+    order, tokens, width = {node: i for i, node in enumerate(graph.nodes)}, axes.axis(last, 1), last.meta["val"].shape[2]
+    results: Any = graph.output_node().args[0]
+    early = {i: n for i, n in enumerate(results) if isinstance(n, fx.Node) and order[n] < order[last] and _hidden(n)}
+    found = {i: n for i, n in early.items() if axes.axis(n, 1) == tokens and n.meta["val"].shape[2] == width}
+    return {i: (node, sum(order[site] < order[node] for site in sites)) for i, node in found.items()}
 
 
 def _splits(node: fx.Node) -> bool:
@@ -213,10 +233,11 @@ class _Imposed:
 
     Args:
         options: of the pass.
+        padding: the input ``[B, N]`` that is 0 at padding.
     """
 
-    def __init__(self, options: Impose) -> None:
-        self.options = options
+    def __init__(self, options: Impose, padding: fx.Node | None) -> None:
+        self.options, self.padding = options, padding
         self.alive: fx.Node | None = None
         self.bases: list[tuple[fx.Node, fx.Node]] = []
 
@@ -234,17 +255,30 @@ class _Imposed:
     def site(self, one: Attention, cut: fx.Node) -> None:
         """Decide by an attention, and mark the site at a cut."""
         write, readers = Writer(cut.graph, cut, one.map), [user for user in cut.users if _is_tensor(user) or user.op == "output"]
-        score = self._received(write, one)
+        living = self.alive
+        if living is None and self.padding is not None:
+            living = write(aten.ne.Scalar, self.padding, 0)
+        score = self._received(write, one, living)
         keep = write(aten.ge.Scalar, score, self.options.threshold)
         first = write(aten.lt.Scalar, write(aten.arange.default, write.size(cut, 1)), self.options.prefix)
         keep = write(aten.logical_or.default, keep, first)
-        if self.alive is not None:
-            keep = write(aten.logical_and.default, keep, self.alive)
+        if living is not None:
+            keep = write(aten.logical_and.default, keep, living)
         prune = write(PRUNE, cut, keep, score)
         for reader in readers:
             reader.replace_input_with(cut, prune)
         self.alive = keep
         self.bases.append((keep, cut))
+
+    def outputs(self, output: fx.Node, between: Mapping[int, tuple[fx.Node, int]]) -> None:
+        """Bring back in hidden states that are outputs what the sites before them drop; see ``_between``."""
+        results: list[Any] = list(output.args[0])  # type: ignore[arg-type]  # a tuple of nodes
+        for number, (node, passed) in between.items():
+            write, rows = Writer(node.graph, node, node), node
+            for keep, base in reversed(self.bases[:passed]):
+                rows = write(RESTORE, rows, keep, base)
+            results[number] = rows
+        output.args = (tuple(results),)
 
     def restore(self, cut: fx.Node) -> None:
         """Bring dropped rows back where the stream leaves the last block."""
@@ -266,12 +300,12 @@ class _Imposed:
         output = cut.graph.output_node()
         output.args = ((*output.args[0], mask),)  # type: ignore[misc]  # a tuple of nodes
 
-    def _received(self, write: Writer, one: Attention) -> fx.Node:
-        """What each token receives, ``[B, N]``: of every query, living where some have fallen, the mean over heads, summed."""
+    def _received(self, write: Writer, one: Attention, living: fx.Node | None) -> fx.Node:
+        """What each token receives, ``[B, N]``: of every living query the mean over heads, summed."""
         weights, rank = one.map, one.map.meta["val"].dim()
         heads = [d for d in range(0 if rank == 3 else 1, rank - 1) if d != one.queries]
-        if self.alive is not None:
-            rows = write(aten.unsqueeze.default, self.alive, -1)
+        if living is not None:
+            rows = write(aten.unsqueeze.default, living, -1)
             for _ in range(rank - 3):
                 rows = write(aten.unsqueeze.default, rows, 1)
             weights = write(aten.where.ScalarOther, rows, weights, 0.0)

@@ -24,7 +24,7 @@ def insert(program: Program, mask: Candidate, state: str, alive: float) -> Progr
     draft = program.draft()
     nodes = {node.name: node for node in draft.graph.nodes}
     x, source = nodes[state], nodes[mask.name]
-    leads = _ancestors(source)
+    leads = ancestors(source)
     readers = [u for u in x.users if u not in leads and u is not source and u.op != "output" and not _only_base(u, x)]
     if not readers:
         return None
@@ -177,7 +177,8 @@ def _keep(new: Writer, mask: fx.Node, numbers: Numbers, alive: float) -> fx.Node
     return new(aten.gt.Scalar if alive > nearest else aten.lt.Scalar, flat, between)
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All that a node is computed from."""
     found: set[fx.Node] = set()
     stack = [node]
     while stack:

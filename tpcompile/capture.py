@@ -1,13 +1,14 @@
 """nn.Module and example inputs -> Program[captured]: plain ATen from ``torch.export``, functional, in eval mode."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
@@ -27,6 +28,8 @@ Ranges = Mapping[str, tuple[int, int]]
 
 LONGEST = 8192
 """Greatest size of a dynamic dim that nobody bounded."""
+TAP = re.compile(r"site\d+\.\w+")
+"""Names that an engine has for what its sites decide."""
 
 aten = torch.ops.aten
 COMPOUND: tuple[OpOverload, ...] = (
@@ -49,8 +52,8 @@ def capture(
     """Trace a model to functional ATen.
 
     Args:
-        model: a module in eval mode whose forward takes the inputs by name and returns a tensor, a tuple or a mapping of tensors; or an
-            ExportedProgram of one. A program that is captured already is returned as it is.
+        model: a module in eval mode whose forward takes the inputs by name and returns tensors, in tuples, mappings or dataclasses
+            (``name_outputs`` names them); or an ExportedProgram of one. A program that is captured already is returned as it is.
         inputs: example tensors by parameter name; dynamic dims need a size of at least 3 here.
         dynamic: per input, dim -> name; dims of one name share a size.
         ranges: per dim name, least and greatest size; default 2 to 8192, and from 1 for what stands first, the batch.
@@ -63,7 +66,7 @@ def capture(
 
     Raises:
         NotDeterministic: the model is in training mode, or changes a buffer.
-        CaptureError: torch.export failed; its error is the cause.
+        CaptureError: torch.export failed; its error is the cause; or what it returns is no tensor.
     """
     if isinstance(model, Program):
         return model
@@ -157,12 +160,58 @@ class _Named(nn.Module):
 
 
 def name_outputs(result: Any) -> dict[str, Tensor]:
-    """A module's result as name -> tensor: a mapping keeps its names, a tuple gets ``output_0``, one tensor is ``output``; else empty."""
+    """A module's result as name -> tensor.
+
+    A mapping or a dataclass keeps its names, a tuple gets ``output_0``, one tensor is ``output``; what lies deeper adds its own:
+    ``hidden_states.0``. What is None is left out.
+
+    Raises:
+        CaptureError: something in it is no tensor, or two tensors have one name, or that of a tap.
+    """
     if isinstance(result, Tensor):
         return {"output": result}
-    rows = result if isinstance(result, (tuple, list)) else ()
-    pairs = result.items() if isinstance(result, Mapping) else ((f"output_{i}", value) for i, value in enumerate(rows))
-    return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
+    named = dict[str, Tensor]()
+    first = "output_" if isinstance(result, (tuple, list)) else ""
+    for name, value in (leaf for key, part in _parts(result) or () for leaf in _leaves(f"{first}{key}", part)):
+        if name in named:
+            fix = "name them apart: what lies in a tuple or a mapping has its name behind a dot"
+            raise CaptureError(f"the forward returns two tensors named {name}", fix=fix)
+        if TAP.fullmatch(name):
+            raise CaptureError(f"{name}, which the forward returns, is a tap's name", fix="name it otherwise")
+        named[name] = value
+    return named
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in part of a result, by name.
+
+    Raises:
+        CaptureError: something in it is no tensor.
+    """
+    if isinstance(value, Tensor):
+        yield name, value
+    elif value is not None:
+        parts = _parts(value)
+        if parts is None:
+            raise _no_tensor(name, value)
+        for key, part in parts:
+            yield from _leaves(f"{name}.{key}", part)
+
+
+def _no_tensor(name: str, value: Any) -> CaptureError:
+    return CaptureError(
+        f"the forward returns {name}, which is no tensor but {type(value).__name__}",
+        fix="switch it off (use_cache=False), or wrap the model in a module that returns the tensors you want",
+    )
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """What a container holds, by name or number; None for anything else."""
+    if isinstance(value, Mapping):
+        return [(str(name), part) for name, part in value.items()]
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return [(str(i), part) for i, part in enumerate(value)] if isinstance(value, (tuple, list)) else None
 
 
 def _shapes(inputs: Mapping[str, Tensor], dynamic: Dynamic, ranges: Ranges) -> dict[str, dict[int, Any]]:
@@ -222,7 +271,25 @@ def _adopt(exported: ExportedProgram, inputs: dict[str, Tensor], dynamic: Dynami
             f"the program takes {len(users)} inputs, the example gives {len(specs)}", fix="pass one example tensor per input"
         )
     outputs = names or tuple(f"output_{i}" for i in range(len(signature.output_specs)))
-    return Program(exported, Stage.CAPTURED, specs, outputs, dims=_ranges(exported, users, specs))
+    return _tensors(Program(exported, Stage.CAPTURED, specs, outputs, dims=_ranges(exported, users, specs)))
+
+
+def _tensors(program: Program) -> Program:
+    """A program without the outputs that are None.
+
+    Raises:
+        CaptureError: one is no tensor.
+    """
+    draft = program.draft()
+    results: Any = draft.graph.output_node().args[0]
+    if all(isinstance(result, fx.Node) for result in results):
+        return program
+    named = {name: result for name, result in zip(program.output_names, results, strict=True) if result is not None}
+    for name, result in named.items():
+        if not isinstance(result, fx.Node):
+            raise _no_tensor(name, result)
+    draft.graph.output_node().args = (tuple(named.values()),)
+    return program.adopt(draft, refresh=False, output_names=tuple(named))
 
 
 def _table(exported: ExportedProgram) -> dict[OpOverload, Callable[..., Any]]:

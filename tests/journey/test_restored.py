@@ -108,3 +108,23 @@ def test_full_length_again(compiled: tuple[Compiled, str], target: str, tmp_path
 def law(got: np.ndarray, expected: np.ndarray) -> None:
     """``|gathered - masked| <= 1e-5 * max(1, max|masked|)``."""
     assert np.abs(got - expected).max() <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("target", TARGETS)
+def test_hidden_states_of_every_layer_are_outputs_by_number(target: str, tmp_path: Path) -> None:
+    """As the library returns them: a tuple in its output, whose last is ``last_hidden_state`` once more."""
+    model = text("BertModel")
+    model.config.output_hidden_states = True
+    ids = torch.arange(5, 19).unsqueeze(0)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    masked = tpcompile.impose(model, given, dynamic={name: {1: "seq"} for name in given}, threshold=0.9)
+    bundle = tpcompile.export(masked, out=tmp_path / "out", target=target, dims={"seq": (2, 14, 48)})
+    with tpcompile.load(bundle.path) as engine:
+        found = engine(**{name: value.numpy()[:, :11] for name, value in given.items()})
+    want = masked(**{name: value[:, :11] for name, value in given.items()})
+    assert list(found) == ["last_hidden_state", "pooler_output", *(f"hidden_states.{i}" for i in range(4))]
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=1e-5)
+    assert not np.allclose(found["hidden_states.2"], model(**{n: v[:, :11] for n, v in given.items()}).hidden_states[2].numpy())
+    assert tpcompile.validate(bundle.path).verdict == "PASSED"

@@ -1,6 +1,7 @@
 """Dense models become masked ones: which tokens fall, where the sites are, what outputs hold; the cases of ``passes/impose.py``."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpcompile import impose, lower
-from tpcompile.errors import MarkError, UsageError
+from tpcompile.errors import AxisError, MarkError, UsageError
+from tpcompile.passes.padding import prove_padding
 from tpcompile.program import Program
 
 Toy = Callable[..., Program]
@@ -95,6 +97,35 @@ def test_case_6_a_memory_holds_the_living_rows_and_says_which(encoder: Encoder) 
         torch.testing.assert_close(want["output_0"][0, alive], full(x=x)["output_0"][0, _living(full, x)], rtol=0, atol=1e-5)
 
 
+class Watched(Encoder):
+    """Every block's states as well, by tuple."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:  # type: ignore[override]  # by name
+        first = self.first(x)
+        last = self.second(first)
+        return {"last": self.norm(last), "states": (x, first, last)}
+
+
+@torch.no_grad()
+def test_case_6_hidden_states_on_the_way_have_dropped_tokens_as_they_were(encoder: Encoder) -> None:
+    watched = Watched().eval()
+    watched.load_state_dict(encoder.state_dict())
+    options = {"dynamic": {"x": {1: "n"}}, "threshold": 0.9}
+    masked, plain = impose(watched, {"x": states(9)}, **options), impose(encoder, {"x": states(9)}, **options)
+    compact = lower(masked)
+    for seed, length in enumerate((3, 9, 30)):
+        x = states(length, seed)
+        want, got = masked(x=x), compact.trace(x=x)
+        assert set(want) == {"last", "states.0", "states.1", "states.2"}
+        keep, block = got.keep[0], encoder.first
+        q, k, v = block.heads(x)
+        y = x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(want["states.1"], torch.where(keep.unsqueeze(-1), block(x), y), rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder.norm(want["states.2"]), plain(x=x)["output_0"], rtol=0, atol=1e-5)
+        for name, value in want.items():
+            torch.testing.assert_close(got.outputs[name], value, rtol=0, atol=1e-5)
+
+
 def _living(masked: Program, x: Tensor) -> Tensor:
     """Bool ``[N]``: what no site of a masked program drops."""
     (last,) = list(masked.graph.find_nodes(op="call_function", target=torch.ops.tpcompile.prune.default))[-1:]
@@ -165,3 +196,41 @@ def test_a_row_that_sees_nothing_is_zero_in_both_forms() -> None:
         mask = (torch.arange(length) % 4 < 2).long().unsqueeze(0)
         inputs = {"x": states(length, seed), "attention_mask": mask}
         torch.testing.assert_close(compact(**inputs)["output"], masked(**inputs)["output"], rtol=0, atol=1e-5)
+
+
+class Padded(nn.Module):
+    """Blocks whose attention does not see padding; with ``scaled`` its values are multiplied by the mask as well."""
+
+    def __init__(self, scaled: bool = False) -> None:
+        super().__init__()
+        self.scaled, self.blocks = scaled, nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        alive = attention_mask != 0
+        x = x * alive.unsqueeze(-1) if self.scaled else x
+        for block in self.blocks:
+            q, k, v = block.heads(x)
+            y = x + F.scaled_dot_product_attention(q, k, v, attn_mask=alive[:, None, None, :]).transpose(1, 2).flatten(2)
+            x = y + block.mlp(y)
+        return x[:, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scaled", [False, True])
+def test_cases_2_and_3_padding_is_no_query_and_no_token(scaled: bool) -> None:
+    torch.manual_seed(0)
+    given = {"x": states(9), "attention_mask": torch.ones(1, 9, dtype=torch.int64)}
+    masked = impose(Padded(scaled).eval(), given, dynamic={name: {1: "n"} for name in given}, threshold=0.9)
+    compact, same = lower(masked), True
+    for seed, length in enumerate((4, 9, 25)):
+        alone = {"x": states(length, seed), "attention_mask": torch.ones(1, length, dtype=torch.int64)}
+        longer = {"x": torch.cat([alone["x"], states(7, 50)], 1), "attention_mask": F.pad(alone["attention_mask"], (0, 7))}
+        short, long = compact.trace(**alone), compact.trace(**longer)
+        torch.testing.assert_close(long.outputs["output"], masked(**longer)["output"], rtol=0, atol=1e-5)
+        same &= torch.equal(long.keep[0], F.pad(short.keep[0], (0, 7)))
+    assert same is not scaled, "a mask that reaches the values is left alone"
+    if scaled:
+        with pytest.raises(AxisError):
+            prove_padding(masked)
+    else:
+        assert prove_padding(masked).mask == "attention_mask"

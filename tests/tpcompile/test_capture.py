@@ -1,5 +1,6 @@
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,16 +228,76 @@ def test_dims_of_one_name_share_a_size() -> None:
     assert str(caught.value) == "a has no dim 2 to call n\n  fix     its shape is [1, 6]: count dims from 0"
 
 
+APART = "name them apart: what lies in a tuple or a mapping has its name behind a dot"
+PICK = "switch it off (use_cache=False), or wrap the model in a module that returns the tensors you want"
+
+
+@dataclass
+class Both:
+    """An output of tensors by name."""
+
+    states: Tensor
+    maps: tuple[Tensor, ...] | None
+
+
 @pytest.mark.parametrize(
     ("result", "names"),
     [
         (torch.zeros(1), ["output"]),
-        ((torch.zeros(1), 3, torch.ones(1)), ["output_0", "output_2"]),
+        ((torch.zeros(1), None, torch.ones(1)), ["output_0", "output_2"]),
         ({"a": torch.zeros(1), "b": None}, ["a"]),
+        ({"a": torch.zeros(1), "states": (torch.ones(1), None, [torch.ones(1)])}, ["a", "states.0", "states.2.0"]),
+        ((torch.zeros(1), {"a": torch.zeros(1), "b": ()}), ["output_0", "output_1.a"]),
+        (Both(torch.zeros(1), (torch.ones(1),)), ["states", "maps.0"]),
+        ([Both(torch.zeros(1), None)], ["output_0.states"]),
     ],
 )
 def test_outputs_are_named(result: Any, names: list[str]) -> None:
     assert list(name_outputs(result)) == names
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"cache": (torch.zeros(1), object())}, f"the forward returns cache.1, which is no tensor but object\n  fix     {PICK}"),
+        ((torch.zeros(1), 3), f"the forward returns output_1, which is no tensor but int\n  fix     {PICK}"),
+        (
+            {"a": (torch.zeros(1),), "a.0": torch.zeros(1)},
+            f"the forward returns two tensors named a.0\n  fix     {APART}",
+        ),
+        ({"site0": {"keep": torch.zeros(1)}}, "site0.keep, which the forward returns, is a tap's name\n  fix     name it otherwise"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(result: Any, text: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        name_outputs(result)
+    assert str(caught.value) == text
+
+
+class Nested(nn.Module):
+    def __init__(self, *more: Any) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, a: Tensor) -> dict[str, Any]:
+        return {"sum": a + 1, "states": (a * 2, None, [a * 3]), "none": None, "more": self.more}
+
+
+def test_nested_outputs_are_captured() -> None:
+    a = torch.randn(1, 6)
+    program = capture(Nested().eval(), {"a": a}, {"a": {1: "n"}})
+    assert program.output_names == ("sum", "states.0", "states.2.0")
+    torch.testing.assert_close(program(a=a)["states.2.0"], a * 3)
+    refused(Nested(3).eval(), {"a": a}, "CaptureError: the forward returns more.0, which is no tensor but int", "", "", PICK)
+
+
+def test_a_traced_program_gives_its_tensors_alone() -> None:
+    a = torch.randn(1, 6)
+    program = capture(torch.export.export(Nested(), (), {"a": a}), {"a": a})
+    assert program.output_names == ("output_0", "output_1", "output_3")
+    torch.testing.assert_close(program(a=a)["output_3"], a * 3)
+    with pytest.raises(CaptureError, match="the forward returns output_5, which is no tensor but int"):
+        capture(torch.export.export(Nested(3), (), {"a": a}), {"a": a})
 
 
 class Minus(nn.Module):

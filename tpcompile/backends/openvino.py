@@ -64,8 +64,8 @@ class OpenVino:
             names, taps = _expose(model, scratch / "model.onnx")
             try:
                 graph = openvino.convert_model(scratch / "model.onnx")
-                _label(graph, names)
                 _settle(graph)
+                _label(graph, names)
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
             except Exception as error:  # the converter raises bare RuntimeError and Exception
                 raise _refused(model.name, error) from error
@@ -252,10 +252,38 @@ def _label(graph: Any, names: Sequence[str]) -> None:
 
 
 def _settle(graph: Any) -> None:
-    """Make every TopK put the lower index first where values are equal, as ONNX has it: the converter leaves that to the plugin."""
+    """Say what the converter leaves to the plugin, and the plugin gets wrong.
+
+    1. A TopK puts the lower index first where values are equal, as ONNX has it.
+    2. ``c / x`` is ``c * x ** -1``. The plugin rewrites it so itself, but not in front of the ``k`` of a TopK: there it joins the
+       division to the sum before it, and computes ``x / c``.
+    """
     for node in graph.get_ordered_ops():
-        if node.get_type_name() == "TopK" and node.get_attributes()["sort"] == "value":
+        kind = node.get_type_name()
+        if kind == "TopK" and node.get_attributes()["sort"] == "value":
             node.set_attribute("stable", True)
+        elif kind == "Divide" and node.get_element_type().is_real() and _given(node, 0).get_type_name() == "Constant":
+            _invert(node)
+
+
+def _given(node: Any, number: int) -> Any:
+    """The node behind an input."""
+    return node.input(number).get_source_output().get_node()
+
+
+def _invert(node: Any) -> None:
+    """Replace ``c / x`` by ``c * x ** -1``."""
+    ops = _import().opset13
+    above, below = (port.get_source_output() for port in node.inputs())
+    number = _given(node, 0).get_data()
+    made = ops.power(below, ops.constant(np.full((), -1.0, number.dtype)))
+    if number.size != 1 or number.item() != 1 or made.output(0).get_partial_shape() != node.output(0).get_partial_shape():
+        made.set_friendly_name(f"{node.get_friendly_name()}.inverse")
+        made = ops.multiply(above, made)
+    made.set_friendly_name(node.get_friendly_name())
+    made.output(0).get_tensor().set_names(node.output(0).get_names())
+    for reader in node.output(0).get_target_inputs():
+        reader.replace_source_output(made.output(0))
 
 
 def _without(path: Path, taps: Sequence[str]) -> bytes:

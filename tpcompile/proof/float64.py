@@ -96,7 +96,8 @@ class Exact:
     def __call__(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], KeptSets]:
         """Outputs, and what each site kept."""
         feeds = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in inputs.items()}
-        values = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        with np.errstate(all="ignore"):  # infinities that a later op leaves out, as a log of 0: no runtime speaks of them
+            values = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         sites = self._manifest.sites
         length = values["site0.keep"].shape[1] if sites else 0
         kept = compose({name: values[name] for name in self._taps}, len(sites), length)
