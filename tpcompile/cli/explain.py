@@ -80,6 +80,8 @@ def _model(settings: Settings, model: str, **options: Any) -> None:
             settings.say(f"tried     {text}")
         raise
     settings.emit(found.to_json(), found.text())
+    if chosen.flops is not None:
+        settings.say(f"the recipe's values are a shape: `export` fits it to FLOPs /{chosen.flops:g} on data")
 
 
 def error_classes() -> dict[str, type[TpcompileError]]:

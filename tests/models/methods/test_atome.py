@@ -13,6 +13,7 @@ from tpcompile.errors import UsageError
 from tpcompile.models.library import transformers
 from tpcompile.models.methods.atome import likeness
 
+
 @pytest.fixture(scope="module")
 def whisper() -> Any:
     library = transformers()
@@ -85,6 +86,7 @@ def test_the_parts_are_those_of_the_library(tiny_ast: nn.Module, whisper: Any) -
 
 def test_a_model_without_time_is_refused() -> None:
     library = transformers()
-    bert: Tensor | Any = library.BertForSequenceClassification(library.BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)).eval()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    bert: Tensor | Any = library.BertForSequenceClassification(library.BertConfig(**sizes, vocab_size=30)).eval()
     with pytest.raises(UsageError, match="atome merges neighbours in time, and BertForSequenceClassification takes input_ids"):
         models.prune(bert, "atome", blocks=[0], ratio=0.2)
