@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,9 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def headline(recipe: Recipe, family: str) -> Shape:
-    """The shape that a recipe is measured at on a family: its own model's, else that family's."""
+    """The shape that a recipe is measured at on a family: its own model's, else that family's, of as many blocks."""
     own, shape = HEADLINE[recipe.model or ""]
-    return shape if family == own else LARGE[family]
+    return shape if family == own else replace(LARGE[family], depth=shape.depth)
 
 
 def prepare(method: str, family: str, recipe: Recipe, folder: Path) -> float:
@@ -141,12 +141,17 @@ def prepare(method: str, family: str, recipe: Recipe, folder: Path) -> float:
     shape = headline(recipe, family)
     pruned = models.prune(FAMILIES[family](shape), method, **recipe.parameters)
     given = samples(family, shape)[0]
-    twin = folder / f"dense-{family}-{shape.width}"
+    twin = folder / dense(family, shape)
     if not twin.is_dir():
         write(build.compile_subject(subject_of(pruned, given, None, None, None)).twin, twin)
     program = tpcompile.lower(pruned, given)
     write(emit(program), folder / f"{method}-{family}")
     return flops(lambda: pruned.dense(**given)) / flops(lambda: program(**given))
+
+
+def dense(family: str, shape: Shape) -> str:
+    """The name of the folder of a family's dense engines."""
+    return f"dense-{family}-{shape.width}-{shape.depth}"
 
 
 def write(model: OnnxModel, folder: Path) -> None:
@@ -170,9 +175,9 @@ def speedups(method: str, family: str, recipe: Recipe, folder: Path) -> dict[str
     feeds = [{name: value.numpy() for name, value in inputs.items()} for inputs in samples(family, shape)]
     found = {}
     for target in TARGETS:
-        twin, own = (folder / name / target for name in (f"dense-{family}-{shape.width}", f"{method}-{family}"))
-        with backends()[target].open(twin, threads=1) as dense, backends()[target].open(own, threads=1) as pruned:
-            times = turns((dense, pruned), feeds)
+        twin, own = (folder / name / target for name in (dense(family, shape), f"{method}-{family}"))
+        with backends()[target].open(twin, threads=1) as whole, backends()[target].open(own, threads=1) as pruned:
+            times = turns((whole, pruned), feeds)
         found[target] = statistics.median(times[0]) / statistics.median(times[1])
     return found
 

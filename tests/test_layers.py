@@ -28,8 +28,8 @@ ROWS = (
         "passes.axesmap", "prime", "proof.agreement", "text", "timing.workers",
     ),
     (
-        "data.pictures", "onnx.emit", "onnx.lower", "passes.cost", "passes.levels", "passes.masks", "passes.prefix",
-        "passes.values", "passes.verify", "proof.difference", "subject",
+        "data.pictures", "onnx.emit", "onnx.flat", "onnx.lower", "passes.cost", "passes.levels", "passes.masks",
+        "passes.prefix", "passes.values", "passes.verify", "proof.difference", "subject",
     ),
     (
         "compare.differ", "data.load", "onnx.stages", "onnx.types", "passes.base", "passes.candidates", "passes.fact",

@@ -129,8 +129,11 @@ def static(room: Path, count: int, groups: Sequence[Sequence[Sample]], counts: S
 def frozen(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray], stored: Sequence[int]) -> onnx.ModelProto:
     """A copy of a graph for one sample, its inputs of constant sizes, and a constant number of positions behind every site.
 
+    The positions are the first so many of the mask, by ``TopK``. Where a precision keeps a token more or less than the counts say, the
+    shape is theirs all the same: a reshape of what is kept would be undefined there, and OpenVINO computes garbage without a word.
+
     Args:
-        graph: with a ``NonZero`` a site, in order.
+        graph: with a ``NonZero`` a site, in order, of a mask ``[n]``.
         inputs: by name.
         stored: rows behind every site.
 
@@ -144,11 +147,21 @@ def frozen(graph: onnx.ModelProto, inputs: Mapping[str, np.ndarray], stored: Seq
             dim.dim_value = size
     sites = [node for node in model.graph.node if node.op_type == "NonZero"]
     for number, (node, rows) in enumerate(zip(sites, stored, strict=True)):
-        free, shape = f"site{number}.free", f"site{number}.shape"
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, rows], dtype=np.int64), shape))
-        pinned = onnx.helper.make_node("Reshape", [free, shape], [node.output[0]], name=f"site{number}.pinned")
-        node.output[0] = free
-        model.graph.node.insert(list(model.graph.node).index(node) + 1, pinned)
+        name = f"site{number}"
+        constants = {"rows": [rows], "row": [1, rows]}
+        model.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.array(value, dtype=np.int64), f"{name}.{key}") for key, value in constants.items()
+        )
+        made = [
+            onnx.helper.make_node("Cast", [node.input[0]], [f"{name}.kept"], to=onnx.TensorProto.INT32),
+            onnx.helper.make_node("TopK", [f"{name}.kept", f"{name}.rows"], [f"{name}.ones", f"{name}.first"], axis=0),
+            onnx.helper.make_node("Reshape", [f"{name}.first", f"{name}.row"], [node.output[0]]),
+        ]
+        place = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for step, one in enumerate(made):
+            one.name = f"{name}.fixed{step}"
+            model.graph.node.insert(place + step, one)
     return model
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backend, backends
+from tpcompile.backends import backend, runnable
 from tpcompile.errors import MarkError, UsageError
 from tpcompile.kept import compose
 from tpcompile.models.library import timm
@@ -20,7 +20,7 @@ from tpcompile.passes import DEFAULT, Lower
 from tpcompile.plan import Wish, settle
 from tpcompile.program import Program
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 STAGES = [
     {"block": 0, "iterations": 5, "similar": 0.25, "keep": 0.75},
     {"block": 1, "iterations": 1, "similar": 0.0, "keep": 0.5},

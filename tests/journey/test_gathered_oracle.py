@@ -15,7 +15,7 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import Session, backends
+from tpcompile.backends import Session, runnable
 from tpcompile.kept import Kept, compose
 from tpcompile.models.importers import deit, dynamicvit, evit, ltmp
 from tpcompile.onnx.emit import OnnxModel, emit
@@ -180,7 +180,7 @@ def test_the_graph_is_static_or_compacts_once_a_site(oracle: Oracle, program: Pr
     assert found == (0 if fixed else len(program.sites))
 
 
-@pytest.mark.parametrize("target", [name for name, found in backends().items() if found.probe().devices])
+@pytest.mark.parametrize("target", runnable())
 def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, opened: Opened) -> None:
     with opened(target, written) as session:
         for run in oracle.runs:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backend, backends
+from tpcompile.backends import backend, runnable
 from tpcompile.models.library import transformers
 from tpcompile.onnx.emit import emit
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 STAGES = [{"block": 0, "iterations": 3, "similar": 0.25, "keep": 0.75}]
 CASES: dict[str, tuple[Literal["one", "ragged"], dict[str, Any]]] = {
     "tome": ("one", {"r": 3}),

@@ -13,7 +13,7 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models, ops
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import read, stage
 from tpcompile.engine import open_reference
@@ -23,7 +23,7 @@ from tpcompile.models.library import transformers
 from tpcompile.subject import subject_of
 
 DYNAMIC = {name: {1: "seq"} for name in ("input_ids", "attention_mask")}
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 
 
 def tiny(name: str, head: bool) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tpcompile
 from tpcompile import ops
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import read, stage
 from tpcompile.engine import Engine
@@ -20,7 +20,7 @@ from tpcompile.plan import Wish
 from tpcompile.rows import Rows
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 LENGTH, WIDTH = 12, 8
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import Session, backends
+from tpcompile.backends import Session, runnable
 from tpcompile.kept import compose
 from tpcompile.models import Pruned
 from tpcompile.models.importers import as_vit, top, transkimmer
@@ -206,7 +206,7 @@ def test_eager_gathered(oracle: Oracle, program: Program) -> None:
         oracle.check(run, trace.outputs["logits"], dict(zip(oracle.sites, kept.masks, strict=True)))
 
 
-@pytest.mark.parametrize("target", [name for name, found in backends().items() if found.probe().devices])
+@pytest.mark.parametrize("target", runnable())
 def test_engine(oracle: Oracle, program: Program, written: OnnxModel, target: str, opened: Opened) -> None:
     with opened(target, written) as session:
         for run in oracle.runs:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.kept import compose
 from tpcompile.models.importers import ltp
 from tpcompile.program import Program
@@ -81,7 +81,7 @@ def test_eager_gathered(oracle: Oracle, compact: Program) -> None:
         oracle.check(run, trace.outputs["logits"].numpy(), kept.masks)
 
 
-@pytest.mark.parametrize("target", [name for name, found in backends().items() if found.probe().devices])
+@pytest.mark.parametrize("target", runnable())
 def test_engine(oracle: Oracle, target: str, tmp_path: Path) -> None:
     tpcompile.export(oracle.model, oracle.inputs(oracle.runs[0]), tmp_path / "out", target=target, dynamic=DYNAMIC)
     with tpcompile.load(tmp_path / "out") as engine:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 import tpcompile
 from tpcompile import bundle as bundles
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.cli import main
 from tpcompile.data.load import load_data
@@ -19,7 +19,7 @@ from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.engine import Engine
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 THRESHOLDS = [0.004, 0.004, 0.005, 0.006, 0.0, 0.008]
 LAW = 1e-5
 

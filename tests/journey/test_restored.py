@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.bundle import read, stage
 from tpcompile.compat import ensure_torchvision
@@ -18,7 +18,7 @@ from tpcompile.engine import open_reference
 from tpcompile.models.library import transformers
 from tpcompile.subject import subject_of
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 
 
 def spread(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 
 import tpcompile
 from tpcompile import models
-from tpcompile.backends import backends
+from tpcompile.backends import runnable
 from tpcompile.capture import capture
 from tpcompile.compat import ensure_torchvision
 from tpcompile.data.images import digits
@@ -19,7 +19,7 @@ from tpcompile.passes import pipeline
 from tpcompile.passes.cost import polynomial
 from tpcompile.recipe import Recipe
 
-TARGETS = [name for name, found in backends().items() if found.probe().devices]
+TARGETS = runnable()
 
 
 @pytest.mark.parametrize("target", TARGETS)

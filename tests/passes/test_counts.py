@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile import ops
-from tpcompile.backends import backends
+from tpcompile.backends import backends, runnable
 from tpcompile.capture import capture
 from tpcompile.errors import UnmaskedFold
 from tpcompile.onnx.emit import emit
@@ -111,7 +111,7 @@ class Ranks(nn.Module):
         return {"rank": ops.rank(score)}
 
 
-@pytest.mark.parametrize("target", [name for name, found in backends().items() if found.probe().devices])
+@pytest.mark.parametrize("target", runnable())
 def test_equal_scores_stand_in_order_in_every_engine(target: str, tmp_path: Path) -> None:
     score = torch.tensor([[1.0, 3.0, 1.0, 3.0, float("-inf"), 0.0, float("-inf")], [0.0] * 7])
     want = torch.tensor([[2, 0, 3, 1, 5, 4, 6], [*range(7)]])

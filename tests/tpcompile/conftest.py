@@ -124,11 +124,11 @@ def text_compiled(bert_folder: Path) -> "Compiled":
 @pytest.fixture(scope="session")
 def text_bundles(text_compiled: "Compiled", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """That BERT as a bundle by target. Read only."""
-    from tpcompile.backends import backends
+    from tpcompile.backends import runnable
     from tpcompile.build import fill
 
     found = {}
-    for target in [name for name, backend in backends().items() if backend.probe().devices]:
+    for target in runnable():
         found[target] = tmp_path_factory.mktemp("texts") / target
         with bundles.stage(found[target]) as folder:
             fill(folder, text_compiled, target)

@@ -9,7 +9,7 @@ from tpcompile.backends.openvino import OpenVino
 from tpcompile.backends.tensorrt import TensorRt, TensorRtRtx
 from tpcompile.errors import UsageError
 
-__all__ = ["ANY", "Availability", "Backend", "Extent", "Session", "backend", "backends", "register"]
+__all__ = ["ANY", "Availability", "Backend", "Extent", "Session", "backend", "backends", "register", "runnable"]
 
 _REGISTRY: dict[str, Backend] = {one.name: one for one in (OnnxRuntime(), OpenVino(), TensorRt(), TensorRtRtx())}
 
@@ -17,6 +17,11 @@ _REGISTRY: dict[str, Backend] = {one.name: one for one in (OnnxRuntime(), OpenVi
 def backends() -> Mapping[str, Backend]:
     """Every backend by target name, built-in ones first; a read-only view."""
     return MappingProxyType(_REGISTRY)
+
+
+def runnable() -> list[str]:
+    """The targets whose engines run on this machine: their package is here, and a device that it computes on."""
+    return [name for name, one in _REGISTRY.items() if one.probe().devices]
 
 
 def backend(name: str) -> Backend:

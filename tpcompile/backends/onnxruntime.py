@@ -1,4 +1,4 @@
-"""ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model itself."""
+"""ONNX Runtime: target ``onnx``. The bundle's file is the emitted ONNX model, its rows written as matrices."""
 
 import json
 import tempfile
@@ -48,13 +48,20 @@ class OnnxRuntime:
         return without_choice(self.name, capabilities)
 
     def build(self, model: Path, out: Path, precision: str, stage: int | None = None, extent: Extent = ANY) -> None:
-        """Place the model and its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
+        """Write the model beside its data, then let the runtime compile it once: what it refuses must fail here, not at load."""
+        import onnx_ir as ir
+
+        from tpcompile.onnx.flat import flatten_rows
+
         _check_precision(precision)
         _runtime()
         with _refusals(model):
             external = data_files(read_graph(model))
-        for source, target in [(model, _file(stage)), *((model.parent / name, name) for name in external)]:
-            place(source, out / target)
+            written = ir.load(model)
+        flatten_rows(written)
+        for name in external:
+            place(model.parent / name, out / name)
+        ir.save(written, out / _file(stage))
         self.open(out, stage=stage).close()
 
     def open(

@@ -178,13 +178,13 @@ def _compare(
         with ExitStack() as stack:
             sessions = [stack.enter_context(side.open([n for n in part if n not in side.outputs])) for side in (a, b)]
             for batch in batches:
-                ours, theirs = (session.run(batch.feeds) for session in sessions)
+                ours, theirs = _alike(*(session.run(batch.feeds) for session in sessions))
                 for name in part:
                     shapes[name].append((ours[name].shape, theirs[name].shape))
             ways = {name: _ways(shapes[name], rows, batches) for name in part}
             found: dict[str, dict[tuple[Level, ...], Gap]] = {name: {way: Gap() for way in ways[name]} for name in part}
             for number, batch in enumerate(batches):
-                ours, theirs = (session.run(batch.feeds) for session in sessions)
+                ours, theirs = _alike(*(session.run(batch.feeds) for session in sessions))
                 for name in part:
                     for way in ways[name]:
                         gap = _gap(ours[name], theirs[name], way, rows.pairs[number], batch)
@@ -195,6 +195,16 @@ def _compare(
                 gaps[name] = found[name][dims[name]]
         progress(start + len(part), len(names))
     return gaps, dims
+
+
+def _alike(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], ...]:
+    """Both sides' values with a batch of one in front where only the other side wrote that down; see ``tpcompile/onnx/flat.py``."""
+    a, b = dict(ours), dict(theirs)
+    for one, other in ((a, b), (b, a)):
+        for name in one.keys() & other.keys():
+            if other[name].shape[:1] == (1,) and one[name].ndim == other[name].ndim - 1:
+                one[name] = one[name][None]
+    return a, b
 
 
 def _order(a: Side, b: Side) -> list[str]:
