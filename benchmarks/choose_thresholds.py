@@ -3,8 +3,8 @@
     python benchmarks/choose_thresholds.py -o models/recipes/minilm-ltp.yaml
 
 A schedule is a shape over layers times one factor. For each shape the factor is fitted (``tpcompile.operating``) so that the calibration
-texts (64 tokens or more) cost the target FLOPs; of all shapes the one with the best recall@1 on the calibration pairs is taken. The report half of
-the docstrings is never looked at.
+texts (64 tokens or more) cost the target FLOPs; of all shapes the one with the best recall@1 on the calibration pairs is taken. The
+report half of the docstrings is never looked at.
 """
 
 import argparse
