@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -115,7 +116,8 @@ def search(ratio: Callable[[float], float], target: float, method: str) -> tuple
 
 def ratio_on(subject: Subject, samples: Sequence[Sample]) -> Ratio:
     """What tells the FLOPs ratio, over all samples, of a subject's model with its dial turned."""
-    given = [{name: torch.from_numpy(value) for name, value in row.inputs.items()} for row in samples]
+    given = [{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in row.inputs.items()} for row in samples]
+    lengths = [subject.pruned.tokens(**inputs) for inputs in given]
     first = subject.pruned.trace(**given[0])
     sites = [block for block, base in enumerate(first.bases) if base is not None]
     if not sites:
@@ -126,10 +128,10 @@ def ratio_on(subject: Subject, samples: Sequence[Sample]) -> Ratio:
 
     def masked(pruned: "Pruned") -> float:
         counts = []
-        for row, inputs in zip(samples, given, strict=True):
+        for length, inputs in zip(lengths, given, strict=True):
             kept = pruned.trace(**inputs).kept
             alive = tuple(int(kept[block].sum()) for block in sites)
-            counts.append(Counts(row.length, alive, alive))
+            counts.append(Counts(length, alive, alive))
         work = saving(flops, counts)
         return work.paper_dense / work.paper_pruned
 

@@ -166,6 +166,11 @@ class Pruned(nn.Module):
         last = steps[-1]
         return self.parts.head(last.x, last.alive if last.weight is None else last.weight)
 
+    @torch.no_grad()
+    def tokens(self, *given: Tensor | None, **named: Tensor | None) -> int:
+        """Tokens at the first block of all samples together, without padding; inputs as for ``forward``."""
+        return int(self.parts.embed(bind(self.parts.inputs, given, named))[1].sum())
+
     @property
     def moves(self) -> tuple[str, ...]:
         """The parameters that ``turned`` moves.

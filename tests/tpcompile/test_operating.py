@@ -84,6 +84,16 @@ def test_a_text_model_reaches_its_ratio_within_a_token(bert_folder: Path) -> Non
     )
 
 
+def test_padding_and_what_the_caller_leaves_unsaid_do_not_count(bert_folder: Path) -> None:
+    subject = subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.1, 0.1, 0.1]})
+    rows = texts(2)
+    padded = [Sample("", {name: np.pad(value, ((0, 0), (0, 6))) for name, value in row.inputs.items()}) for row in rows]
+    assert fit(subject, 1.2, padded, "noise").fitted == fit(subject, 1.2, rows, "noise").fitted
+    subject = subject_of(DIGITS, None, None, "cls-attention", {"thresholds": [0.0, 0.01, 0.0, 0.0, 0.0, 0.0]})
+    unsaid = [Sample("", row.inputs) for row in images(1)]
+    assert fit(subject, 1.2, unsaid, "noise").fitted == fit(subject, 1.2, images(1), "noise").fitted
+
+
 def test_progress_is_told_and_ends_below_its_total(bert_folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     subject = subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.1, 0.1, 0.1]})

@@ -128,6 +128,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
     The bundle is written whole or not at all, with the dense baseline, the masked reference and test vectors inside.
     """
     chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    flops = options.pop("flops")
     with settings.work() as progress:
         from tpcompile import api
 
@@ -136,7 +137,7 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
             target=target,
             method=chosen.method,
             parameters=chosen.parameters,
-            flops=options.pop("flops") or chosen.flops,
+            flops=chosen.flops if flops is None else flops,
             precision=options.pop("dtype"),
             dims=dict(options.pop("dims")),
             progress=progress,

@@ -67,7 +67,7 @@ def fit(settings: Settings, /, model: str, flops: float | None, out: Path, force
     from tpcompile.errors import UsageError
 
     chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
-    target = flops or chosen.flops
+    target = chosen.flops if flops is None else flops
     if target is None:
         raise UsageError("no FLOPs ratio is given", fix="add --flops 2 for half the FLOPs, or give a recipe that names one")
     if out.exists() and not force:
