@@ -1,4 +1,4 @@
-"""A cell's rows, each a process, run the same samples in turns, forth and back: the first pass is cold, the others are warm."""
+"""A cell's rows, each a process, run the same few samples in turns, forth and back: the first pass is cold, the others are warm."""
 
 import json
 import subprocess
@@ -20,6 +20,8 @@ from tpcompile.bundle import read
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE = 900
 """Seconds until an engine that does not open is given up."""
+TURN = 5
+"""Samples that a row runs before the next row: an engine in use finds its own weights in the caches, not nine others'."""
 PAUSE = 0.002
 """Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
 
@@ -197,12 +199,13 @@ def _start(row: Row) -> Child:
 def _pass(children: Sequence[Child], samples: int, number: int, pause: float) -> None:
     for child in children:
         child.times.append({})
-    for i in range(samples):
-        order = children if (i + number) % 2 == 0 else children[::-1]
+    for turn, start in enumerate(range(0, samples, TURN)):
+        order = children if (turn + number) % 2 == 0 else children[::-1]
         for child in order:
-            if not child.row.only or i in child.row.only:
-                child.times[-1][i] = child.ask(i)
-                time.sleep(pause)
+            for i in range(start, min(start + TURN, samples)):
+                if not child.row.only or i in child.row.only:
+                    child.times[-1][i] = child.ask(i)
+            time.sleep(pause)
 
 
 def _plan(bundle: Path) -> dict[str, Any]:
