@@ -2,9 +2,9 @@
 
     python benchmarks/choose_thresholds.py -o models/recipes/minilm-ltp.yaml
 
-A schedule is a shape over layers times one factor. For each shape the factor is found by bisection so that the calibration texts (64
-tokens or more) cost the target FLOPs; of all shapes the one with the best recall@1 on the calibration pairs is taken. The report half of
-the docstrings is never looked at.
+A schedule is a shape over layers times one factor. For each shape the factor is fitted (``tpcompile.operating``) so that the calibration
+texts (64 tokens or more) cost the target FLOPs; of all shapes the one with the best recall@1 on the calibration pairs is taken. The
+report half of the docstrings is never looked at.
 """
 
 import argparse
@@ -61,10 +61,10 @@ def main() -> None:
     print(f"dense recall@1 {dense:.3f} on {len(pairs) // 2} pairs")
     found = []
     for name, shape in SHAPES.items():
-        thresholds = [round(t, 6) for t in choose(encoder, texts, options.flops, shape)]
+        thresholds = [round(t, 6) for t in choose(model_folder(), texts, options.flops, shape)]
         score = recall(models.prune(encoder.model, "ltp", thresholds=thresholds), pairs)
         found.append((score, name, thresholds))
-        print(f"{name}: recall@1 {score:.3f} at FLOPs /{encoder.flops_ratio(texts, thresholds):.2f}  {thresholds}", flush=True)
+        print(f"{name}: recall@1 {score:.3f} at FLOPs /{options.flops:g}  {thresholds}", flush=True)
     score, name, thresholds = max(found)
     note = (
         f"Not learned: of {len(SHAPES)} shapes at FLOPs /{options.flops} on {len(texts)} calibration docstrings, '{name}' has the best "

@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", default=["onnx", "openvino"])
     options = parser.parse_args(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder.load(model_folder())
-    thresholds = choose(encoder, calibration_texts(), RATIO, rising(encoder.layers))
+    layers = Encoder.load(model_folder()).layers
+    thresholds = choose(model_folder(), calibration_texts(), RATIO, rising(layers))
     document: dict[str, Any] = {"samples": options.samples, "repeats": options.repeats, "thresholds": thresholds, "rows": {}}
     try:
         with tempfile.TemporaryDirectory() as scratch:

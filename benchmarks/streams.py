@@ -1,4 +1,4 @@
-"""MiniLM's thresholds for a FLOPs ratio on docstrings: they rise linearly, theta * (l + 1) / L for layer l of L; theta by bisection.
+"""MiniLM's thresholds for a FLOPs ratio on docstrings: they rise linearly, theta * (l + 1) / L for layer l of L; theta is fitted.
 
 ``benchmarks/speed`` times what comes of them.
 """
@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from tpcompile import models
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample
 from tpcompile.demo import model_folder
-from tpcompile.errors import InputError
+from tpcompile.operating import fit
+from tpcompile.subject import subject_of
 
 CALIBRATION_TEXTS = 48
-STEPS = 16
-"""Halvings of theta: far finer than what one more kept token changes."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +44,21 @@ class Encoder:
         """Dense work over pruned work, of the tokens at the input and behind every layer."""
         return self.layers * self.work(counts[0], counts[0]) / sum(self.work(a, b) for a, b in pairwise(counts))
 
-    def flops_ratio(self, samples: Sequence[Sample], thresholds: Sequence[float], n_ref: int | str = "length") -> float:
-        """Dense / pruned over all samples, without padding, by the paper's formula."""
-        pruned = models.prune(self.model, "ltp", thresholds=list(thresholds), n_ref=n_ref)
-        full = kept = 0
-        for sample in samples:
-            trace = pruned.trace(**{name: torch.from_numpy(value) for name, value in sample.inputs.items()})
-            counts = [sample.length, *(int(mask.sum()) for mask in trace.kept)]
-            full += self.layers * self.work(sample.length, sample.length)
-            kept += sum(self.work(entering, staying) for entering, staying in pairwise(counts))
-        return full / kept
-
 
 def rising(layers: int) -> list[float]:
     """The shape (l + 1) / L, growing with depth. Layer 0 prunes too: without it no threshold reaches /5 on six layers."""
     return [(layer + 1) / layers for layer in range(layers)]
 
 
-def choose(
-    model: Encoder, samples: Sequence[Sample], target: float, shape: Sequence[float], n_ref: int | str = "length"
-) -> list[float]:
-    """Thresholds ``theta * shape`` whose FLOPs ratio on the samples is the target; theta by bisection.
+def choose(folder: Path, samples: Sequence[Sample], target: float, shape: Sequence[float]) -> list[float]:
+    """Thresholds, a factor times a shape, whose FLOPs ratio on the samples is the target; see ``tpcompile.operating``.
 
     Raises:
-        InputError: even thresholds that drop nearly every token do not reach the target.
+        UsageError: even thresholds that drop nearly every token do not reach the target.
     """
-    low, high = 0.0, 1.0
-    if model.flops_ratio(samples, [high * s for s in shape], n_ref) < target:
-        raise InputError(f"no threshold reaches FLOPs /{target}", fix="ask for less, or use longer texts")
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if model.flops_ratio(samples, [middle * s for s in shape], n_ref) < target else (low, middle)
-    return [high * s for s in shape]
+    found = fit(subject_of(folder, None, None, "ltp", {"thresholds": list(shape)}), target, samples, "calibration texts")
+    thresholds: list[float] = found.pruned.method_parameters["thresholds"]
+    return thresholds
 
 
 def calibration_texts() -> list[Sample]:

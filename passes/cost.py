@@ -109,8 +109,12 @@ def traffic(program: Program) -> Polynomial:
 
 
 def _samples(program: Program) -> Size:
-    """The size of the batch: a symbol where it is dynamic."""
-    return size(program.node(program.sites[0].keep).meta["val"].shape[0]) if program.sites else sympy.Integer(1)
+    """The size of the batch: a symbol where it is dynamic. Of a program without sites, the dense one, a fixed batch is no batch."""
+    if program.sites:
+        return size(program.node(program.sites[0].keep).meta["val"].shape[0])
+    value = program.node(next(iter(program.placeholders()))).meta["val"]
+    samples = size(value.shape[0]) if value.dim() else sympy.Integer(1)
+    return samples if samples.free_symbols else sympy.Integer(1)
 
 
 def _compact_sizes(program: Program) -> Mapping[Size, str]:

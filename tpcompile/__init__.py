@@ -10,7 +10,7 @@ from tpcompile.errors import TpcompileError
 
 if TYPE_CHECKING:
     from tpcompile import models, ops
-    from tpcompile.api import bench, export, impose, load, lower
+    from tpcompile.api import bench, export, fit, impose, load, lower
     from tpcompile.bundle import Bundle
     from tpcompile.compare.bisection import bisect
     from tpcompile.compare.differ import diff
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bundle": "bundle", "Engine": "engine", "Latency": "timing.latency", "Parity": "proof.parity", "Program": "program",
     "bench": "api", "bisect": "compare.bisection", "diff": "compare.differ",
-    "export": "api", "impose": "api", "load": "engine", "lower": "api",
+    "export": "api", "fit": "api", "impose": "api", "load": "engine", "lower": "api",
     "validate": "proof.proving", "verify": "proof.verification",
 }  # fmt: skip
 
@@ -41,6 +41,7 @@ __all__ = [
     "bisect",
     "diff",
     "export",
+    "fit",
     "impose",
     "load",
     "lower",

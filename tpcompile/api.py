@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,24 @@ from tpcompile.backends import Copier, backend
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
+from tpcompile.calibration import calibration, carry
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data.feeds import batch_of, samples_of
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.engine import load
 from tpcompile.errors import BackendUnavailable, UsageError
 from tpcompile.flops import Counts
+from tpcompile.operating import check_target
+from tpcompile.operating import fit as fit_subject
 from tpcompile.passes import Canonicalize, Dump, Impose, pipeline
 from tpcompile.plan import Data, Wish
 from tpcompile.program import Program
 from tpcompile.proof.proving import Progress, validate
+from tpcompile.recipe import Recipe
 from tpcompile.report import overview, spectrogram
 from tpcompile.report.page import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report.page import write as write_report
-from tpcompile.subject import subject_of
+from tpcompile.subject import Subject, subject_of
 from tpcompile.timing.attribution import attribute as find_attribution
 from tpcompile.timing.footprint import peaks
 from tpcompile.timing.latency import EFFECT, Latency
@@ -38,7 +43,7 @@ from tpcompile.timing.targets import Slo
 
 Model = nn.Module | ExportedProgram | Program | str | Path
 
-__all__ = ["bench", "export", "impose", "load", "lower", "report", "validate"]
+__all__ = ["bench", "export", "fit", "impose", "load", "lower", "report", "validate"]
 
 SHOWN = 6
 """Samples that a report draws."""
@@ -105,7 +110,7 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
 def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | Path = "out", *, target: str = "onnx",
            dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None,
            pooling: str = "auto", lowering: str = "auto", form: str = "auto", buckets: Sequence[int] = (),
-           calibrate: Data | None = None, static_quantile: float = 1.0, tune: bool = False,
+           calibrate: Data | None = None, flops: float | None = None, static_quantile: float = 1.0, tune: bool = False,
            lengths: Sequence[int] = (), prime: bool = False, copies: int = 1, batch: str = "one", precision: str = "fp32",
            dense: nn.Module | None = None, checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
            skip_below: float = 0.0, dims: Mapping[str, tuple[int, int, int]] | None = None, capabilities: Sequence[str] = (),
@@ -125,7 +130,10 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
             and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
         form: ``single``, one graph; ``staged``, a graph for each stretch between sites, rows gathered by the host; or ``auto``.
         buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
-        calibrate: data that ``static`` takes its counts from, and ``tune`` times; as for ``validate``, or a mapping of arrays a sample.
+        calibrate: data that ``static`` takes its counts from, ``tune`` times, and ``flops`` is fitted on; as for ``validate``, or a mapping
+            of arrays a sample.
+        flops: dense over pruned, above 1: the method's parameters are a shape, and one factor is found at which that data costs this ratio,
+            without learning; the manifest's ``fitted`` says how. See docs/decisions/0027.
         static_quantile: the share of those samples that must fit.
         tune: build what lowering and form leave open, time it, and take the fastest; the figures stand in the manifest's ``measured``.
         lengths: a ladder, as ``buckets``, that the length of an input is rounded up to; refused where padding is not proved to change
@@ -161,9 +169,12 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         copies,
         dict(dims or {}),
         runtime.profiled,
+        flops is not None,
     )
     if copies > 1 and not isinstance(runtime, Copier):
         raise UsageError(f"target {target} has no copies: a change of shape costs it nothing", fix="leave the copies out")
+    if flops is not None:
+        check_target(flops)
     named = runtime.targets(precision, capabilities)
     if dump_ir is not None and Path(dump_ir).resolve().is_relative_to(Path(out).resolve()):
         raise UsageError(f"the dump {dump_ir} would lie inside the bundle {out}", fix="dump to another folder")
@@ -173,8 +184,54 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         say("load")
         subject = subject_of(model, inputs, dynamic, method, parameters, pooling, dense, batch, _path(checkpoint))
         subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
+        if flops is not None:
+            subject = _fitted(folder, subject, flops, calibrate, wish.dims, progress)
         fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish, named)
     return bundles.read(out)
+
+
+def fit(model: Model, flops: float, data: Data | None = None, inputs: Mapping[str, Tensor] | None = None, *,
+        dynamic: Dynamic | None = None, method: str | None = None, parameters: Mapping[str, Any] | None = None, pooling: str = "auto",
+        batch: str = "one", checkpoint: str | Path | None = None, assume_masked: Sequence[str] = (),
+        progress: Progress | None = None) -> Recipe:  # fmt: skip
+    """Fit a method to a FLOPs ratio without exporting: the recipe that ``export`` with ``flops`` would come to.
+
+    Args:
+        model: dense, with ``method``, or what ``tpcompile.models.prune`` made.
+        flops: dense over pruned, above 1; see ``export``.
+        data: what ``export`` calls ``calibrate``.
+        inputs: example tensors by parameter name; a model directory brings its own.
+        dynamic: per input, dim -> name.
+        method: the pruning method.
+        parameters: of the method: the shape.
+        pooling: of a bare encoder directory.
+        batch: ``one`` or ``ragged``; samples are run one by one either way.
+        checkpoint: weights for a ``timm/NAME``.
+        assume_masked: as ``lower`` takes it.
+        progress: called before every run of the data.
+
+    Raises:
+        UsageError: the method has no dial, the ratio cannot be reached, or there is no data.
+    """
+    check_target(flops)
+    subject = subject_of(model, inputs, dynamic, method, parameters, pooling, batch=batch, checkpoint=_path(checkpoint))
+    subject = replace(subject, assume_masked=tuple(assume_masked))
+    with TemporaryDirectory() as folder:
+        subject = _fitted(Path(folder), subject, flops, data, {}, progress)
+    pruned, facts = subject.pruned, subject.fitted
+    note = f"Fitted, not learned: {facts.text()}." if facts is not None else None
+    return Recipe(method=pruned.method, parameters=pruned.method_parameters, model=subject.info.id, note=note)
+
+
+def _fitted(folder: Path, subject: Subject, flops: float, data: Data | None, dims: Mapping[str, tuple[int, int, int]],
+            progress: Progress | None) -> Subject:  # fmt: skip
+    """The subject at an operating point; its data is read by way of a folder that takes tokenizer and preprocessing."""
+    moved = subject.pruned.moves[0].partition(".")[0]
+    carry(folder, subject)
+    tokens = dims["seq"][::2] if "seq" in dims else subject.ranges.get("seq")
+    fix = f"give real inputs (--calibrate F or --data F; in Python, also a mapping of arrays a sample), or {moved} of your own and no ratio"
+    name, rows = calibration(folder, subject, data, tokens, "a FLOPs ratio is fitted on data", fix)
+    return fit_subject(subject, flops, rows, name, progress)
 
 
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ import torch
 from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
+from tpcompile.calibration import TOKENS, calibration, carry
 from tpcompile.capture import capture
 from tpcompile.compat import return_memory
-from tpcompile.data.images import CONFIG
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.engine import check
@@ -43,17 +42,12 @@ from tpcompile.spec import TensorSpec
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
 
-CALIBRATION = 100
-"""Samples that the counts of ``static`` are taken from."""
 OBSERVED = 32
 """Samples that show the range of activations, for 8 bits."""
 TUNED, BATCH = 40, 8
 """Samples that candidates are timed on, and how many of them go together where batches may."""
-TOKENS = (2, 0, 512)
-"""Least, usual and most tokens of a text where the model does not say."""
 Calibration = Callable[[], tuple[str, list[Sample]]]
 """Gives data of the kind the engine will meet, with its name."""
-ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
 
 
 @dataclass(frozen=True)
@@ -136,11 +130,15 @@ def compile_subject(
 
         compact = pipeline(subject.batch, subject.assume_masked, skip_below=subject.skip_below)(captured, watch)
     say("dense baseline")
+    work: Polynomial = ()
     if subject.dense is not None:
-        dense = Canonicalize("whole")(capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges))
+        plain = capture(subject.dense, subject.inputs, subject.dynamic, subject.ranges)
+        dense = Canonicalize("whole")(plain)
+        if compact.gathered:  # what merging costs is no work of the dense model; attention that is one op counts as its products
+            work = polynomial(Canonicalize()(plain))
     else:
         dense = KeepAll()(after_pass[Recognise.name])
-    work = polynomial(dense) if compact.gathered else ()  # what merging costs is no work of the dense model
+        work = polynomial(dense) if compact.gathered else ()
     dense = Trim()(dense)
     if dense.output_names != compact.output_names:
         raise UsageError(
@@ -182,10 +180,7 @@ def fill(
     twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
-        for asset in subject.assets:
-            copyfile(asset, part / asset.name)
-        for name, content in subject.documents.items():
-            (part / name).write_text(content, encoding="utf-8")
+        carry(part, subject)
     found = cache(lambda: _calibration(folder, compiled, wish, extent, say))
     if wish.copies > 1 and not compiled.compact.dims:
         raise UsageError("copies are for inputs of several lengths, and this model takes one", fix="leave the copies out")
@@ -320,26 +315,16 @@ def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, in
 def _calibration(
     folder: Path, compiled: Compiled, wish: Wish, extent: Extent, say: Callable[[str], None]
 ) -> tuple[str, list[Sample]]:
-    """Data to calibrate on, and what it is called: the caller's, or the calibration part of what comes with the model.
-
-    Raises:
-        UsageError: there is none.
-    """
-    subject, given = compiled.subject, wish.calibrate
+    """Data to calibrate on, and what it is called; see `calibration`."""
     say("calibrate")
-    if given is not None and not isinstance(given, (str, Path)):
-        return "the caller", [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
-    least, _, longest = extent.sizes.get("seq", TOKENS)
-    if given is None:
-        grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
-        given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
-    if given is None:
-        what = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
-        raise UsageError(f"{what}, and none comes with this model", fix=ARRAYS)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
-        raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
-    rows = load_data(given, folder, longest, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
-    return str(given), [row for row in rows if row.length >= least or "seq" not in extent.sizes]
+    why = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
+    return calibration(folder, compiled.subject, wish.calibrate, _tokens(extent), why)
+
+
+def _tokens(extent: Extent) -> tuple[int, int] | None:
+    """Least and most tokens of a text; None where the length is fixed."""
+    sizes = extent.sizes.get("seq")
+    return None if sizes is None else (sizes[0], sizes[2])
 
 
 def _build(runtime: Backend, model: OnnxModel, out: Path, precision: str, extent: Extent, feeds: Feeds) -> None:
@@ -365,7 +350,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
     """A few inputs with the program's own answers: real texts where there is a tokenizer, and the example."""
     given: list[Mapping[str, np.ndarray]] = [{name: value.numpy() for name, value in subject.inputs.items()}]
     if (folder / "tokenizer.json").is_file():
-        least, _, longest = extent.sizes.get("seq", TOKENS)
+        least, longest = _tokens(extent) or TOKENS
         texts = [text for text in load_data(None, folder, longest, 4, names=tuple(subject.inputs)) if text.length >= least]
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []

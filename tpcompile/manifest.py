@@ -49,6 +49,25 @@ class MethodInfo(_Record):
     parameters: dict[str, JsonValue] = {}
 
 
+class FittedInfo(_Record):
+    """How the method's parameters came to their values: ``moves`` times ``factor``, so that samples of ``data`` cost a FLOPs ratio.
+
+    ``reached`` is by the papers' count (``Flops.paper``); of a method that gathers by itself, what its eager runs multiply.
+    """
+
+    target: float
+    reached: float
+    factor: float
+    moves: tuple[str, ...]
+    samples: Annotated[int, Field(ge=1)]
+    data: str
+
+    def text(self) -> str:
+        """One sentence."""
+        moved, wanted = ", ".join(self.moves), f"{self.target:g}"
+        return f"{moved} by {self.factor:.4g}: FLOPs /{self.reached:.3f} on {self.samples} samples of {self.data} (asked for /{wanted})"
+
+
 class SiteInfo(_Record):
     """One prune site: the user's line (``where``), its module, in words which tokens it keeps; ``score``: it has that tap.
 
@@ -168,6 +187,7 @@ class Manifest(_Record):
 
     Attributes:
         note: what a reader must know about the weights; empty as a rule.
+        fitted: how the method's parameters were fitted to a FLOPs ratio; None where they were given.
         buckets: the ladder of lowering ``bucketed``.
         counts: the constant count of each site, for lowering ``static``.
         lengths: the ladder that the length of an input is rounded up to; empty: inputs run as they come.
@@ -192,6 +212,7 @@ class Manifest(_Record):
     model: ModelInfo
     note: str = ""
     method: MethodInfo | None = None
+    fitted: FittedInfo | None = None
     sites: tuple[SiteInfo, ...] = ()
     lowering: str = "dynamic"
     form: str = "single"

@@ -38,13 +38,14 @@ class Wish:
         lowering: ``auto``, ``dynamic``, ``bucketed`` or ``static``.
         form: ``auto``, ``single`` or ``staged``.
         buckets: the ladder of ``bucketed``, rising; given without a lowering, it means ``bucketed``.
-        calibrate: data for the counts of ``static``; default: the calibration part of what comes with the model.
+        calibrate: data for the counts of ``static``, or to fit; default: the calibration part of what comes with the model.
         quantile: the share of the samples whose count must fit, for ``static``.
         tune: measure what is left open, on the same data.
         lengths: a ladder that the length of an input is rounded up to, where padding is proved to change nothing.
         prime: carry inputs along that show the shapes to come, and run them when the engine is loaded.
         copies: of the engine, opened by ``load``, each for inputs of other lengths.
         dims: dim name -> least, usual and largest size that the engine must take; within what the model takes.
+        fits: a FLOPs ratio is fitted on that data.
         profiled: the target is built for ranges of sizes, so that data can say which counts are usual.
     """
 
@@ -59,6 +60,7 @@ class Wish:
     copies: int = 1
     dims: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     profiled: bool = False
+    fits: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together.
@@ -76,7 +78,7 @@ class Wish:
         for name, (least, usual, most) in self.dims.items():
             if not 1 <= least <= usual <= most:
                 raise UsageError(f"{name} = {least}:{usual}:{most} does not rise", fix="give MIN:OPT:MAX, such as 4:64:128")
-        if self.lowering != "static" and not (self.tune or self.prime or self.profiled) and self.calibrate is not None:
+        if self.lowering != "static" and not (self.tune or self.prime or self.profiled or self.fits) and self.calibrate is not None:
             raise UsageError(
                 f"lowering {self.lowering} calibrates nothing", fix="ask for lowering static, or leave calibrate out"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tpcompile.errors import UsageError
 
@@ -19,6 +19,8 @@ class Recipe(BaseModel):
     Attributes:
         method: the pruning method's name.
         parameters: as the method takes them; the method checks names and values.
+        flops: the ratio, dense over pruned, that the parameters are to be fitted to on data: they are a shape then, of which one factor
+            is found (``tpcompile.fit``). None: they are what they are.
         model: the model the parameters were chosen on; for people, not read.
         note: how they were chosen; for people, not read.
     """
@@ -27,6 +29,7 @@ class Recipe(BaseModel):
 
     method: Annotated[str, StringConstraints(min_length=1)]
     parameters: dict[str, Any] = {}
+    flops: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     model: str | None = None
     note: str | None = None
 
@@ -56,6 +59,14 @@ class Recipe(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, row['loc']))}: {row['msg'].lower()}" for row in error.errors())
             raise UsageError(f"{path} is no recipe: {wrong}", fix=fix) from error
+
+
+    def write(self, path: Path) -> None:
+        """Write a YAML file, whole or not at all; one that is there is replaced."""
+        text = yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=120, allow_unicode=True)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
 
 
 def schema_of(methods: Mapping[str, type[BaseModel]]) -> dict[str, Any]:

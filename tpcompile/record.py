@@ -58,6 +58,7 @@ def record(
         role="pruned",
         model=subject.info,
         method=subject.method,
+        fitted=subject.fitted,
         sites=sites,
         lowering=plan.lowering,
         form=plan.form,
@@ -90,7 +91,7 @@ def record_dense(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest
     """The manifest of the dense baseline, from its pruned twin's."""
     return pruned.model_copy(
         update={
-            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None,
+            "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None, "fitted": None,
             "pipeline": ",".join(dense.history),
             "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0, "copies": 1,
             "reason": "", "stages": (),

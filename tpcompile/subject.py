@@ -1,7 +1,7 @@
 """What is to be compiled: a pruned model with its dense twin, example inputs, and where they came from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from tpcompile import models
 from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
-from tpcompile.manifest import MethodInfo, ModelInfo
+from tpcompile.manifest import FittedInfo, MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
 from tpcompile.models.families.speech import SpeechParts
 from tpcompile.models.families.vit import VitParts
@@ -45,6 +45,7 @@ class Subject:
         batch: ``one``, or ``ragged``: any number of samples, each keeping its own count.
         assume_masked: sites whose dropped tokens the caller says are masked.
         skip_below: sites that save less than this share of the cost are left masked.
+        fitted: how the method's parameters came to their values, where they were fitted to a FLOPs ratio.
     """
 
     model: nn.Module | ExportedProgram | Program
@@ -62,6 +63,26 @@ class Subject:
     batch: str = "one"
     assume_masked: tuple[str, ...] = ()
     skip_below: float = 0.0
+    fitted: FittedInfo | None = None
+
+    @property
+    def pruned(self) -> models.Pruned:
+        """The model, where one of our methods prunes it.
+
+        Raises:
+            UsageError: it prunes by itself.
+        """
+        if not isinstance(self.model, models.Pruned):
+            raise UsageError(
+                "the model drops tokens by itself: no parameter of ours moves how many",
+                fix="leave the FLOPs ratio out, or pass a dense model and a method",
+            )
+        return self.model
+
+    def turned(self, factor: float) -> "Subject":
+        """The same with the method's dial turned; see ``tpcompile.models.Pruned.turned``."""
+        model = self.pruned.turned(factor)
+        return replace(self, model=model, method=MethodInfo(name=model.method, parameters=model.method_parameters))
 
 
 def subject_of(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from cells import Workload
 from PIL import Image
-from streams import STEPS, Encoder, calibration_texts, choose, rising
+from streams import Encoder, calibration_texts, choose, rising
 from torch import nn
 
 from tpcompile import models
@@ -28,6 +28,8 @@ from tpcompile.models.library import transformers
 
 CALIBRATION, TRIED = 4, 12
 """Inputs that thresholds are chosen on, and that an export measures."""
+STEPS = 16
+"""Halvings of a share: far finer than one token."""
 SPREAD = 0.05
 """Of random weights: more than the library's 0.02, so that attention is not the same everywhere."""
 
@@ -86,8 +88,8 @@ def prepare(name: str, workload: Workload, ratio: float, folder: Path) -> Chosen
         return _images(workload, ratio, folder)
     if workload.tokens:
         return _random_texts(workload, ratio, folder)
-    encoder = Encoder.load(model_folder())
-    thresholds = _once(folder / f"{ratio:g}.json", lambda: choose(encoder, calibration_texts(), ratio, rising(encoder.layers)))
+    layers = Encoder.load(model_folder()).layers
+    thresholds = _once(folder / f"{ratio:g}.json", lambda: choose(model_folder(), calibration_texts(), ratio, rising(layers)))
     stream = load_data("docstrings:stream", model_folder(), 256, workload.samples)
     if len(stream) < workload.samples:  # the long stream: every text of its half, short ones too
         stream = load_data("docstrings:report", model_folder(), 256, workload.samples)

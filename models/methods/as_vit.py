@@ -23,6 +23,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_cls, check_locations
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.masked import attention, joined, leading
 
 LOCATIONS = {12: [4, 7, 10], 16: [5, 9, 13], 20: [6, 11, 16]}
@@ -101,6 +102,7 @@ class AsVit(Method):
 
     name: ClassVar[str] = "as_vit"
     Parameters = AsVitParameters
+    dials = (Dial("thresholds", most=16.0),)  # of ``accu`` the score is a sum over blocks
 
     def __init__(self, parts: Parts, parameters: AsVitParameters) -> None:
         super().__init__(parts, parameters)

@@ -21,6 +21,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_locations, check_pooled
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import FAR, Blocks, Plain, attend, fetch, ranked
 
 Ratio = Annotated[float, Field(gt=0, le=0.5)]
@@ -55,6 +56,7 @@ class Atome(Method):
 
     name: ClassVar[str] = "atome"
     Parameters = AtomeParameters
+    dials = (Dial("ratio", least=1e-6, most=0.5),)
 
     def __init__(self, parts: Parts, parameters: AtomeParameters) -> None:
         super().__init__(parts, parameters)

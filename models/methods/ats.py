@@ -22,6 +22,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import Blocks, Plain, fetch, hidden
 
 FAR = float("inf")
@@ -45,6 +46,7 @@ class Ats(Method):
 
     name: ClassVar[str] = "ats"
     Parameters = AtsParameters
+    dials = (Dial("num_tokens", "over", least=3, most=4096),)
 
     def __init__(self, parts: Parts, parameters: AtsParameters) -> None:
         super().__init__(parts, parameters)

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tpcompile import ops
+from tpcompile.errors import UsageError
 from tpcompile.models.families import Parts, bind
+from tpcompile.models.methods.dial import Dial, moving, turned
 
 
 class Parameters(BaseModel):
@@ -52,11 +54,15 @@ class Method(nn.Module, ABC):
     Subclasses set ``name`` and ``Parameters`` and fill ``steps`` with one module per block, each returning a `Step`.
 
     Attributes:
+        dials: the parameters that move together to meet a FLOPs ratio; see `Dial`. The more a factor is, the fewer tokens stay.
+        decided: of a method without one: what decides instead.
         steps: the blocks, in order.
     """
 
     name: ClassVar[str]
     Parameters: ClassVar[type[Parameters]]
+    dials: ClassVar[tuple[Dial, ...]] = ()
+    decided: ClassVar[str] = "it names no parameter that moves the number of its tokens"
 
     steps: nn.ModuleList
 
@@ -159,6 +165,37 @@ class Pruned(nn.Module):
             return self.parts.head(restored(steps, self.fill), entry)
         last = steps[-1]
         return self.parts.head(last.x, last.alive if last.weight is None else last.weight)
+
+    @torch.no_grad()
+    def tokens(self, *given: Tensor | None, **named: Tensor | None) -> int:
+        """Tokens at the first block of all samples together, without padding; inputs as for ``forward``."""
+        return int(self.parts.embed(bind(self.parts.inputs, given, named))[1].sum())
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """The parameters that ``turned`` moves.
+
+        Raises:
+            UsageError: the method has no dial, or none of its parameters can move from where it stands.
+        """
+        if not self.body.dials:
+            raise UsageError(
+                f"method {self.method} cannot be fitted to a FLOPs ratio: {self.body.decided}",
+                fix="leave the FLOPs ratio out, or choose a method that has a dial, such as ltp or evit",
+            )
+        found = moving(self.body.dials, self.method_parameters)
+        if not found:
+            names = ", ".join(dial.parameter for dial in self.body.dials)
+            raise UsageError(
+                f"method {self.method} has nothing to move: no value of {names} is given that is not at its end",
+                fix="give values that drop some tokens: their proportions stay, a common factor is found",
+            )
+        return found
+
+    def turned(self, factor: float) -> "Pruned":
+        """The same model with the method's dial turned: with a factor below 1 more tokens stay, with one above fewer."""
+        checked = self.body.Parameters.model_validate(turned(self.body.dials, self.method_parameters, factor))
+        return Pruned(self.parts, type(self.body)(self.parts, checked), checked)
 
     @torch.no_grad()
     def trace(self, *given: Tensor | None, **named: Tensor | None) -> Trace:

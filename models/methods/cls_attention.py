@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tpcompile.models.families import Parts
 from tpcompile.models.methods.demands import check_cls
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.threshold import Score, ThresholdMethod, ThresholdParameters
 
 
@@ -18,6 +19,7 @@ class ClsAttention(ThresholdMethod):
 
     name: ClassVar[str] = "cls-attention"
     Parameters = ThresholdParameters
+    dials = (Dial("thresholds", most=1.0),)
 
     def __init__(self, parts: Parts, parameters: ThresholdParameters) -> None:
         check_cls(self.name, parts)

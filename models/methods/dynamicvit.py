@@ -55,6 +55,7 @@ class DynamicVit(OfPatches):
 
     name: ClassVar[str] = "dynamicvit"
     Parameters = DynamicVitParameters
+    decided = "its predictors are trained for one keep_ratio"
 
     def __init__(self, parts: Parts, parameters: DynamicVitParameters) -> None:
         super().__init__(parts, parameters)

@@ -20,6 +20,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import Blocks, Plain, Rate, attend, attention_of_cls, behind, fetch, ranked, scored
 
 
@@ -42,6 +43,7 @@ class Evit(Method):
 
     name: ClassVar[str] = "evit"
     Parameters = EvitParameters
+    dials = (Dial("base_keep_rate", "from one", least=0.01),)
 
     def __init__(self, parts: Parts, parameters: EvitParameters) -> None:
         super().__init__(parts, parameters)

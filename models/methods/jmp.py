@@ -24,6 +24,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_images, check_locations
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import Blocks, Plain, Rate, attend, attention_of_cls, behind, fetch, ranked, scored
 
 
@@ -52,6 +53,7 @@ class Jmp(Method):
 
     name: ClassVar[str] = "jmp"
     Parameters = JmpParameters
+    dials = (Dial("keep_rate", "from one", least=0.01),)
 
     def __init__(self, parts: Parts, parameters: JmpParameters) -> None:
         super().__init__(parts, parameters)

@@ -26,6 +26,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_images, check_length
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, hidden, odd_likeness
 
 Threshold = Annotated[float, Field(ge=0, le=1)]
@@ -56,6 +57,7 @@ class Ltmp(Method):
 
     name: ClassVar[str] = "ltmp"
     Parameters = LtmpParameters
+    dials = (Dial("merge_thresholds", "from one"), Dial("prune_thresholds", most=1.0))
 
     def __init__(self, parts: Parts, parameters: LtmpParameters) -> None:
         super().__init__(parts, parameters)

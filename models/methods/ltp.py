@@ -26,6 +26,7 @@ from tpcompile.errors import UsageError
 from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.demands import is_padded
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.threshold import Score, ThresholdLayer, ThresholdMethod, Thresholds, check_length
 
 Mode = Literal["absolute_threshold", "topk", "threshold", "rising_threshold"]
@@ -122,6 +123,12 @@ class Ltp(ThresholdMethod):
 
     name: ClassVar[str] = "ltp"
     Parameters = LtpParameters
+    dials = (
+        Dial("thresholds", most=1.0),
+        Dial("token_threshold", most=1.0),
+        Dial("final_token_threshold", most=1.0),
+        Dial("token_keep_rate", "from one", least=0.01),
+    )
 
     def __init__(self, parts: Parts, parameters: LtpParameters) -> None:
         protected = parts.prefix if parameters.protect == "prefix" else 0

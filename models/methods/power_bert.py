@@ -23,6 +23,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_cls
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.masked import attention, joined, leading
 
 
@@ -74,6 +75,7 @@ class PowerBert(Method):
 
     name: ClassVar[str] = "power_bert"
     Parameters = PowerBertParameters
+    dials = (Dial("retention", "over", least=1),)
 
     def __init__(self, parts: Parts, parameters: PowerBertParameters) -> None:
         super().__init__(parts, parameters)

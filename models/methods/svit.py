@@ -59,6 +59,7 @@ class Svit(Method):
 
     name: ClassVar[str] = "svit"
     Parameters = SvitParameters
+    decided = "its selectors are learned, and come with a checkpoint"
 
     def __init__(self, parts: Parts, parameters: SvitParameters) -> None:
         super().__init__(parts, parameters)

@@ -28,6 +28,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_length, check_pooled, is_padded
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import FAR, FAR_BEHIND, attend, fetch, hidden, leading, odd_likeness, ranked
 
 Count = Annotated[int, Field(ge=0)]
@@ -60,6 +61,7 @@ class Tome(Method):
 
     name: ClassVar[str] = "tome"
     Parameters = TomeParameters
+    dials = (Dial("r", most=1024),)
 
     def __init__(self, parts: Parts, parameters: TomeParameters) -> None:
         super().__init__(parts, parameters)

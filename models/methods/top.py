@@ -102,6 +102,7 @@ class Top(Method):
 
     name: ClassVar[str] = "top"
     Parameters = TopParameters
+    decided = "its gates are learned for each rank, and come with a checkpoint"
 
     def __init__(self, parts: Parts, parameters: TopParameters) -> None:
         super().__init__(parts, parameters)

@@ -45,6 +45,7 @@ class Tps(OfPatches):
 
     name: ClassVar[str] = "tps"
     Parameters = TpsParameters
+    decided = "its predictors are trained for one keep_ratio"
 
     def __init__(self, parts: Parts, parameters: TpsParameters) -> None:
         super().__init__(parts, parameters)

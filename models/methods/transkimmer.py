@@ -83,6 +83,7 @@ class Transkimmer(Method):
 
     name: ClassVar[str] = "transkimmer"
     Parameters = base.Parameters
+    decided = "its predictors are learned, and come with a checkpoint"
 
     def __init__(self, parts: Parts, parameters: base.Parameters) -> None:
         super().__init__(parts, parameters)

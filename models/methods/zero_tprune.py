@@ -32,6 +32,7 @@ from tpcompile.models.families import Block, Parts
 from tpcompile.models.methods import base
 from tpcompile.models.methods.base import Method, Step
 from tpcompile.models.methods.demands import check_cls, check_locations, check_pooled, is_padded
+from tpcompile.models.methods.dial import Dial
 from tpcompile.models.methods.gathered import (
     FAR,
     FAR_BEHIND,
@@ -90,6 +91,7 @@ class ZeroTprune(Method):
 
     name: ClassVar[str] = "zero_tprune"
     Parameters = ZeroTpruneParameters
+    dials = (Dial("stages.similar", most=0.5), Dial("stages.keep", "from one", least=0.01))
 
     def __init__(self, parts: Parts, parameters: ZeroTpruneParameters) -> None:
         super().__init__(parts, parameters)

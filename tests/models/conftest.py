@@ -78,6 +78,17 @@ def tiny_vit() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
+def tiny_ast() -> nn.Module:
+    """A small random AST: 12 patches in two bands of six, behind two prefix tokens; takes ``[B, 40, 16]``."""
+    library = transformers()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    grid = {"max_length": 40, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 6}
+    model: nn.Module = library.ASTForAudioClassification(library.ASTConfig(**sizes, **grid, num_labels=3)).eval()
+    return model
+
+
+@pytest.fixture
 def images() -> Tensor:
     """Two random images ``[2, 3, 16, 12]`` for ``tiny_vit``."""
     return torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(5))

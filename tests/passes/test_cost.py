@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tpcompile import ops
+from tpcompile.capture import capture
 from tpcompile.passes import Canonicalize, Mark, Pipeline, Place, pipeline
 from tpcompile.passes.cost import polynomial
 from tpcompile.program import Program
@@ -60,3 +61,18 @@ def test_a_convolution_sums_over_its_kernel(toy: Callable[..., Program], batch: 
         toy(Patches(batch), dynamic=False, **given)
     )
     assert polynomial(placed) == ((2 * 16 * 8 * 3 * 4 * 4, ()),)
+
+
+class Fused(nn.Module):
+    """A dense model: attention as one op."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(2, (2, 2)).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads).sum((1, 2))
+
+
+def test_a_dynamic_batch_of_a_dense_program_is_no_token() -> None:
+    captured = capture(Fused().eval(), {"x": torch.randn(2, 5, 4)}, {"x": {0: "batch"}})
+    assert polynomial(Canonicalize()(captured)) == ((2 * 5 * 5 * 4 * 2, ()),)
+    one = capture(Fused().eval(), {"x": torch.randn(1, 5, 4)}, {"x": {1: "n"}})
+    assert polynomial(Canonicalize()(one)) == ((2 * 4 * 2, ("t0", "t0")),)

@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", *main.commands, "passes list", "passes show", "recipe list", "recipe show", "recipe schema"]
+    "verb", ["", *main.commands, "passes list", "passes show", "recipe list", "recipe show", "recipe schema", "recipe fit"]
 )
 def test_every_verb_has_help(verb: str) -> None:
     result = call(*verb.split(), "-h")

@@ -3,9 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tpcompile.errors import InputError
+from tpcompile.data.samples import Sample
+from tpcompile.errors import UsageError
 
 pytest.importorskip("torch")
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "streams.py"
@@ -19,23 +21,17 @@ def streams():
     return module
 
 
-class Linear:
-    """An encoder whose FLOPs ratio is 1 + 100 times the largest threshold."""
-
-    def flops_ratio(self, samples, thresholds, n_ref):
-        return 1 + 100 * max(thresholds)
-
-
 def test_thresholds_rise(streams):
     assert streams.rising(3) == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
-def test_bisection_meets_the_target(streams):
-    thresholds = streams.choose(Linear(), [], 2.6, [0.5, 1.0])
-    assert 2.6 <= 1 + 100 * thresholds[1] < 2.61
-    assert thresholds[0] == pytest.approx(thresholds[1] / 2)
-    with pytest.raises(InputError, match="no threshold"):
-        streams.choose(Linear(), [], 500.0, [1.0])
+def test_thresholds_meet_the_target_in_the_shape_asked_for(streams, bert_folder):
+    ids = np.random.default_rng(0).integers(4, 100, (1, 20))
+    samples = [Sample("", {"input_ids": ids, "attention_mask": np.ones_like(ids)})]
+    thresholds = streams.choose(bert_folder, samples, 1.3, [0.0, 0.5, 1.0])
+    assert thresholds == pytest.approx([0.0, thresholds[2] / 2, thresholds[2]], rel=1e-5)
+    with pytest.raises(UsageError, match="cannot cost FLOPs /500"):
+        streams.choose(bert_folder, samples, 500.0, [1.0, 1.0, 1.0])
 
 
 def test_formula_is_that_of_a_layer(streams):

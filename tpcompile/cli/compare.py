@@ -94,13 +94,13 @@ def bisect(settings: Settings, /, bundle: Path | None, model: str | None, **opti
         raise UsageError(
             "give a bundle or --model, one of the two", fix="tpcompile bisect DIR, or tpcompile bisect -m MODEL --method M"
         )
-    method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
     with settings.work() as progress:
         from tpcompile import bundle as store
         from tpcompile.compare import bisection
 
         subject = store.read(bundle).path if bundle is not None else str(model)
-        found = bisection.bisect(subject, method=method, parameters=parameters, progress=progress, **options)
+        found = bisection.bisect(subject, method=chosen.method, parameters=chosen.parameters, progress=progress, **options)
     settings.emit(found.to_json(), found.text())
     settings.verdict(found.verdict, f"{found.subject}: {found.reason}")
     click.get_current_context().exit(found.exit_code)

@@ -48,6 +48,7 @@ class Exported(TypedDict):
     buckets: list[int]
     counts: list[int]
     reason: str
+    fitted: Mapping[str, Any] | None
     tune: list[Mapping[str, Any]]
 
 
@@ -202,8 +203,15 @@ class RecipeShown(TypedDict):
 
     method: str
     parameters: Mapping[str, Any]
+    flops: float | None
     model: str | None
     note: str | None
+
+
+class RecipeFitted(RecipeShown):
+    """``recipe fit``."""
+
+    path: str
 
 
 class RecipeSchema(TypedDict):
@@ -297,7 +305,7 @@ def documents() -> dict[str, tuple[type, ...]]:
         "demo": (Demonstrated,), "export": (Exported,), "validate": (InBundle, Parity), "bench": (InBundle, Latency, Summed),
         "report": (Reported,), "inspect": (Inspected,), "run": (Ran,), "verify": (InBundle, Verification), "diff": (Compared,),
         "bisect": (Bisection,), "passes list": (PassList,), "passes show": (PassShown,), "recipe list": (RecipeList,),
-        "recipe show": (RecipeShown,), "recipe schema": (RecipeSchema,), "explain": (ErrorExplained,),
+        "recipe show": (RecipeShown,), "recipe schema": (RecipeSchema,), "recipe fit": (RecipeFitted,), "explain": (ErrorExplained,),
         "explain MODEL": (ModelExplained,), "explain backends": (BackendsExplained,), "doctor": (Diagnosed,),
         "schema": (SchemaList,), "schema NAME": (SchemaShown,),
     }  # fmt: skip

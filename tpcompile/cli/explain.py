@@ -69,17 +69,19 @@ def _error(settings: Settings, found: type[TpcompileError]) -> None:
 
 
 def _model(settings: Settings, model: str, **options: Any) -> None:
-    method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
     try:
         with settings.work() as progress:
             from tpcompile.explanation import explain as explained
 
-            found = explained(model, method=method, parameters=parameters, progress=progress, **options)
+            found = explained(model, method=chosen.method, parameters=chosen.parameters, progress=progress, **options)
     except TpcompileError as error:  # its own text, and the document, are written where every error's are
         for text in error.report:
             settings.say(f"tried     {text}")
         raise
     settings.emit(found.to_json(), found.text())
+    if chosen.flops is not None:
+        settings.say(f"the recipe's values are a shape: `export` fits it to FLOPs /{chosen.flops:g} on data")
 
 
 def error_classes() -> dict[str, type[TpcompileError]]:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -41,6 +41,7 @@ Examples:
   tpcompile export openvino -m minilm/ --recipe recipe.yaml --dtype bf16 --batch ragged -o out
   tpcompile export tensorrt-rtx -m minilm/ --recipe recipe.yaml --dtype fp16 --capability sm86 --capability sm89 --dim seq=4:64:256 -o out
   tpcompile export onnx -m timm/deit_small_patch16_224 --checkpoint deit.safetensors --recipe recipe.yaml -o out
+  tpcompile export onnx -m timm/deit_small_patch16_224 --recipe as-vit-deit-s --flops 1.5 --calibrate images/ -o out
 """
 
 
@@ -58,6 +59,7 @@ LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
 LOWERING = "Rows a site stores: what is kept, that rounded up to a bucket, or a constant."
 COPIES = "Engines in memory, each for inputs of other lengths; of openvino."
+FLOPS = "Dense over pruned, such as 2: one factor on the method's parameters is found at which data costs it. No learning."
 BATCH = "one: a sample an inference. ragged: any number, each with its own counts."
 
 
@@ -99,7 +101,8 @@ def model_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--lowering", type=click.Choice(["auto", *LOWERINGS]), default="auto", show_default=True, help=LOWERING)
 @click.option("--form", type=click.Choice(["auto", *FORMS]), default="auto", show_default=True, help="One graph, or a chain.")
 @click.option("--buckets", type=ladder, default="", metavar="N,N", help="Of bucketed: 16 for multiples of 16, or 32,64,128.")
-@click.option("--calibrate", metavar="F", help="Data that static takes its counts from; see --data of validate.")
+@click.option("--flops", type=float, metavar="R", help=FLOPS)
+@click.option("--calibrate", metavar="F", help="Data for --flops, and for the counts of static; see --data of validate.")
 @click.option("--static-quantile", type=float, default=1.0, show_default=True, metavar="Q", help="The share of it that must fit.")
 @click.option(
     "--skip-below",
@@ -126,15 +129,17 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
 
     The bundle is written whole or not at all, with the dense baseline, the masked reference and test vectors inside.
     """
-    method, parameters = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    flops = options.pop("flops")
     with settings.work() as progress:
         from tpcompile import api
 
         bundle = api.export(
             model,
             target=target,
-            method=method,
-            parameters=parameters,
+            method=chosen.method,
+            parameters=chosen.parameters,
+            flops=chosen.flops if flops is None else flops,
             precision=options.pop("dtype"),
             dims=dict(options.pop("dims")),
             progress=progress,
@@ -153,11 +158,14 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
         "buckets": list(manifest.buckets),
         "counts": list(manifest.counts),
         "reason": manifest.reason,
+        "fitted": None if manifest.fitted is None else manifest.fitted.model_dump(mode="json"),
         "tune": tried,
     }
     settings.emit(document, f"{bundle.path}: {manifest.target} bundle, {len(manifest.sites)} sites, {size / 1e6:.1f} MB")
     sizes = ",".join(map(str, manifest.buckets or manifest.counts))
     settings.say(f"lowering {manifest.lowering}{sizes and f' {sizes}'}, form {manifest.form}: {manifest.reason}")
+    if manifest.fitted is not None:
+        settings.say(f"fitted, not learned: {manifest.fitted.text()}")
     for one in tried:
         sizes = ",".join(map(str, one["sizes"]))
         how = f"{one['lowering']}{sizes and f' {sizes}'}, {one['form']}"
@@ -167,14 +175,38 @@ def export(settings: Settings, /, target: str, model: str, **options: Any) -> No
     settings.say(f"next: tpcompile validate {bundle.path} && tpcompile bench {bundle.path}")
 
 
-def method_of(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> tuple[str | None, dict[str, Any] | None]:
-    """Join the recipe and the command line: the line wins for parameters, and may not contradict the method."""
+class Chosen(NamedTuple):
+    """What the command line and a recipe say of a method together.
+
+    Attributes:
+        method: its name.
+        parameters: of it.
+        flops: the ratio that they are to be fitted to; None: they are what they are.
+    """
+
+    method: str | None
+    parameters: dict[str, Any] | None
+    flops: float | None = None
+
+
+def method_of(method: str | None, parameters: dict[str, Any], recipe: Path | None) -> Chosen:
+    """Join the recipe and the command line: the line wins for parameters, and may not contradict the method.
+
+    Where the line gives what the recipe's ratio would move, it is taken as it is.
+    """
     if recipe is None:
-        return method, parameters or None
+        return Chosen(method, parameters or None)
     from tpcompile.errors import UsageError
     from tpcompile.recipe import Recipe
 
     found = Recipe.read(recipe)
     if method not in (None, found.method):
         raise UsageError(f"--method {method}, but {recipe} is for {found.method}", fix="drop one of the two")
-    return found.method, {**found.parameters, **parameters}
+    return Chosen(found.method, {**found.parameters, **parameters}, found.flops if _is_shape(found.method, parameters) else None)
+
+
+def _is_shape(method: str, parameters: dict[str, Any]) -> bool:
+    """Whether the line leaves a method's dial to the recipe."""
+    from tpcompile.models.methods import find_method
+
+    return not parameters or parameters.keys().isdisjoint(dial.parameter.partition(".")[0] for dial in find_method(method).dials)

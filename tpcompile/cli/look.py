@@ -37,6 +37,7 @@ def _page(manifest: "Manifest") -> str:
         ("target", f"{manifest.target} ({manifest.role}), {manifest.precision}, {how}"),
         ("model", f"{manifest.model.id} ({manifest.model.family}, {manifest.model.architecture})"),
         ("method", f"{method.name} {method.parameters}" if method is not None else "none"),
+        *([("fitted", manifest.fitted.text())] if manifest.fitted is not None else []),
         ("dims", ", ".join(f"{name} {low}..{high}" for name, (low, high) in manifest.dims.items())),
         *([("GPUs", ", ".join(manifest.capabilities))] if manifest.capabilities else []),
         *([] if manifest.verified_on else [("verified", "never run: engines of this target are built, and no test of tpcompile runs one")]),

@@ -1,10 +1,12 @@
-"""The verbs about recipes: which are shipped, what one holds, and the JSON schema of a recipe's file."""
+"""The verbs about recipes: which are shipped, what one holds, the JSON schema of a recipe's file, and one fitted to a FLOPs ratio."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from tpcompile.cli.export import FLOPS, method_of, model_options
 from tpcompile.cli.program import VerbGroup
 from tpcompile.cli.settings import Settings
 
@@ -37,6 +39,7 @@ def show(settings: Settings, name: Path) -> None:
     validate(find_method(found.method), found.parameters)
     lines = [f"method {found.method}", f"model  {found.model or 'any'}", *([found.note] if found.note else [])]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in found.parameters.items()]
+    lines += [f"fitted on data to FLOPs /{found.flops:g}: these values are where it starts"] if found.flops else []
     settings.emit(found.model_dump(mode="json"), "\n".join(lines))
 
 
@@ -49,3 +52,30 @@ def schema(settings: Settings) -> None:
 
     found = schema_of({name: method.Parameters for name, method in METHODS.items()})
     settings.emit({"schema": found}, json.dumps(found, indent=2))
+
+
+@recipe.command()
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A model directory, or timm/NAME.")
+@model_options
+@click.option("--flops", type=float, metavar="R", help=f"{FLOPS} Default: the recipe's.")
+@click.option("--data", metavar="F", help="As --data of validate. Default: the calibration part of what comes with the model.")
+@click.option("-o", "--output", "out", required=True, metavar="F.yaml", type=click.Path(path_type=Path), help="The recipe to write.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.pass_obj
+def fit(settings: Settings, /, model: str, flops: float | None, out: Path, force: bool, **options: Any) -> None:
+    """Fit a method to a FLOPs ratio on real data, without learning, and write the recipe for any number of exports."""
+    from tpcompile.errors import UsageError
+
+    chosen = method_of(options.pop("method"), dict(options.pop("params")), options.pop("recipe"))
+    target = chosen.flops if flops is None else flops
+    if target is None:
+        raise UsageError("no FLOPs ratio is given", fix="add --flops 2 for half the FLOPs, or give a recipe that names one")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", fix="pass --force to replace it, or another -o")
+    with settings.work() as progress:
+        from tpcompile import api
+
+        found = api.fit(model, target, method=chosen.method, parameters=chosen.parameters, progress=progress, **options)
+    found.write(out)
+    settings.emit({"path": str(out), **found.model_dump(mode="json")}, f"{out}: {found.method}\n{found.note}")
+    settings.say(f"next: tpcompile export onnx -m {model} --recipe {out} -o out")

@@ -13,18 +13,6 @@ from tpcompile.errors import UsageError
 from tpcompile.models.library import transformers
 from tpcompile.models.methods.atome import likeness
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-@pytest.fixture(scope="module")
-def ast() -> nn.Module:
-    """12 patches in two bands of six, behind two prefix tokens."""
-    library = transformers()
-    torch.manual_seed(0)
-    grid = {"max_length": 40, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 6}
-    model: nn.Module = library.ASTForAudioClassification(library.ASTConfig(**SIZES, **grid, num_labels=3)).eval()
-    return model
-
 
 @pytest.fixture(scope="module")
 def whisper() -> Any:
@@ -51,8 +39,8 @@ def test_pairs_are_neighbours_of_one_band() -> None:
 
 
 @torch.no_grad()
-def test_frames_merge_into_their_mean_and_stay_in_order(ast: nn.Module) -> None:
-    pruned = models.prune(ast, "atome", blocks=[0, 2], ratio=0.25)
+def test_frames_merge_into_their_mean_and_stay_in_order(tiny_ast: nn.Module) -> None:
+    pruned = models.prune(tiny_ast, "atome", blocks=[0, 2], ratio=0.25)
     spectrogram = torch.randn(1, 40, 16)
     program = tpcompile.lower(pruned, {"input_values": spectrogram})
     assert program.gathered
@@ -88,16 +76,17 @@ def test_whispers_decoder_reads_a_shorter_memory(whisper: Any, tmp_path: Path) -
 
 
 @torch.no_grad()
-def test_the_parts_are_those_of_the_library(ast: nn.Module, whisper: Any) -> None:
+def test_the_parts_are_those_of_the_library(tiny_ast: nn.Module, whisper: Any) -> None:
     spectrogram, sound = torch.randn(2, 40, 16), torch.randn(2, 8, 40)
     off: list[float] = [0.0] * 3
-    torch.testing.assert_close(models.prune(ast, "ltp", thresholds=off)(spectrogram)["logits"], ast(spectrogram).logits)
+    torch.testing.assert_close(models.prune(tiny_ast, "ltp", thresholds=off)(spectrogram)["logits"], tiny_ast(spectrogram).logits)
     plain = models.prune(whisper.encoder, "ltp", thresholds=off[:2])(sound)["last_hidden_state"]
     torch.testing.assert_close(plain, whisper.encoder(sound).last_hidden_state)
 
 
 def test_a_model_without_time_is_refused() -> None:
     library = transformers()
-    bert: Tensor | Any = library.BertForSequenceClassification(library.BertConfig(**SIZES, vocab_size=30)).eval()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    bert: Tensor | Any = library.BertForSequenceClassification(library.BertConfig(**sizes, vocab_size=30)).eval()
     with pytest.raises(UsageError, match="atome merges neighbours in time, and BertForSequenceClassification takes input_ids"):
         models.prune(bert, "atome", blocks=[0], ratio=0.2)

@@ -1,0 +1,57 @@
+"""Real data of the kind an engine will meet, to calibrate or fit on: the caller's, or the calibration part of what comes with a model."""
+
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+
+from tpcompile.data.images import CONFIG
+from tpcompile.data.load import load_data
+from tpcompile.data.samples import Sample
+from tpcompile.errors import UsageError
+from tpcompile.plan import Data
+from tpcompile.subject import Subject
+
+CALIBRATION = 100
+"""The most samples that are read."""
+TOKENS = (2, 512)
+"""Least and most tokens of a text where the model does not say."""
+ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
+
+
+def carry(folder: Path, subject: Subject) -> None:
+    """Put a model's tokenizer, preprocessing and config files into a folder."""
+    for asset in subject.assets:
+        copyfile(asset, folder / asset.name)
+    for name, content in subject.documents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def calibration(
+    folder: Path, subject: Subject, given: Data | None, tokens: tuple[int, int] | None, why: str, fix: str = ARRAYS
+) -> tuple[str, list[Sample]]:
+    """Samples, and what they are called.
+
+    Args:
+        folder: with what ``carry`` put there.
+        subject: the model.
+        given: by the caller; None: the calibration part of what comes with the model.
+        tokens: least and most of a text; None where the length is no dynamic size.
+        why: what needs data, for the refusal.
+        fix: its way out.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    if given is not None and not isinstance(given, (str, Path)):
+        return "the caller", [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
+    if given is None:
+        grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
+        given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
+    if given is None:
+        raise UsageError(f"{why}, and none comes with this model", fix=fix)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
+        raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
+    least, most = tokens or TOKENS
+    rows = load_data(given, folder, most, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
+    return str(given), [row for row in rows if row.length >= least or tokens is None]
