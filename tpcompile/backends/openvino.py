@@ -63,7 +63,7 @@ class OpenVino:
             scratch = Path(folder)
             names, taps = _expose(model, scratch / "model.onnx")
             try:
-                graph = openvino.convert_model([scratch / "model.onnx"])  # of a lone path it takes a comma for the end
+                graph = openvino.convert_model(scratch / "model.onnx")
                 _settle(graph)
                 _label(graph, names)
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
