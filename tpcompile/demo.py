@@ -12,7 +12,7 @@ from typing import Any
 
 from tpcompile import api, build
 from tpcompile import bundle as bundles
-from tpcompile.backends import backends
+from tpcompile.backends import backends, runnable
 from tpcompile.data.load import load_data
 from tpcompile.errors import BackendUnavailable, EnvironmentFault, UsageError
 from tpcompile.proof.parity import Parity
@@ -106,7 +106,7 @@ def model_folder() -> Path:
 
 
 def run(out: Path, samples: int | None = None, force: bool = False, progress: Progress | None = None) -> Demo:
-    """Compile, validate and time on every CPU backend that is installed.
+    """Compile, validate and time on every backend whose engines run here.
 
     Args:
         out: folder for one bundle per engine and ``report.html``.
@@ -119,8 +119,10 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
         EnvironmentFault: the model's package is missing.
     """
     probes = {name: found.probe() for name, found in backends().items()}
-    targets = [name for name, found in probes.items() if found.ok]
-    left_out = tuple(f"{name} is left out: {found.reason}" for name, found in probes.items() if not found.ok)
+    targets = runnable()
+    left_out = tuple(
+        f"{name} is left out: {found.reason or 'no device here runs its engines'}" for name, found in probes.items() if name not in targets
+    )
     if not targets:
         raise BackendUnavailable("; ".join(left_out), fix="pip install 'tpcompile[demo]'")
     taken = [name for name in (*targets, "report.html") if (out / name).exists()]
