@@ -7,8 +7,7 @@ decided by ``tpcompile.rows.store``, as in eager torch.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +60,7 @@ GATHERS: Mapping[str, Callable[..., Array]] = {
 """Op of a step -> how it is computed: its numbers, then the values it reads."""
 
 
-class ChainSession:
+class ChainSession(Session):
     """The stages of a bundle as one session; see :class:`~tpcompile.backends.base.Session`.
 
     Args:
@@ -119,12 +118,6 @@ class ChainSession:
         for _, session in self._stages:
             if session is not None:
                 session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def shared(session: Session) -> Session:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from tpcompile.backends import Backend, Copier, Session, backend
+from tpcompile.backends import Backend, Closable, Copier, Session, backend
 from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
 from tpcompile.data.samples import Sample, batches, collate, split
@@ -94,7 +93,7 @@ class _Runner:
             self._sessions.popitem()[1].close()
 
 
-class _Closes:
+class _Closes(Closable):
     """What both kinds of session share: closing, by hand or at the end of a ``with``."""
 
     _runner: _Runner
@@ -102,12 +101,6 @@ class _Closes:
     def close(self) -> None:
         """Give the runtime's memory and threads back."""
         self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class Engine(_Closes):

@@ -58,7 +58,9 @@ def quantiles(model: nn.Module, method: str, inputs: Sequence[Mapping[str, np.nd
             alive, score = trace.kept[site], trace.scores[site]
             assert score is not None
             scores.append(score[alive][1:])
-        found[site] = float(torch.quantile(torch.cat(scores).float(), 1 - rate))
+        rest = torch.cat(scores)
+        if len(rest):  # behind deep cuts the first token may stand alone, and no threshold matters
+            found[site] = float(torch.quantile(rest.float(), 1 - rate))
     return found
 
 

@@ -35,7 +35,7 @@ def runtime(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture(scope="module")
 def built(runtime: Backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp(runtime.name)
-    out = root / "out"
+    out = root / "out, as (people) name it"
     out.mkdir()
     runtime.build(synthetic.save(root / "source"), out, "fp32")
     return out

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tpcompile.backends.base import ANY, Availability, Backend, Copier, Extent, Session
+from tpcompile.backends.base import ANY, Availability, Backend, Closable, Copier, Extent, Session
 from tpcompile.backends.onnxruntime import OnnxRuntime
 from tpcompile.backends.openvino import OpenVino
 from tpcompile.backends.tensorrt import TensorRt, TensorRtRtx
 from tpcompile.errors import UsageError
 
-__all__ = ["ANY", "Availability", "Backend", "Copier", "Extent", "Session", "backend", "backends", "register", "runnable"]
+__all__ = ["ANY", "Availability", "Backend", "Closable", "Copier", "Extent", "Session", "backend", "backends", "register", "runnable"]
 
 _REGISTRY: dict[str, Backend] = {one.name: one for one in (OnnxRuntime(), OpenVino(), TensorRt(), TensorRtRtx())}
 

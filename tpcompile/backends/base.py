@@ -49,7 +49,21 @@ ANY = Extent()
 """Nothing said."""
 
 
-class Session(Protocol):
+class Closable(Protocol):
+    """What holds memory and threads until it is closed, by hand or at the end of a ``with``."""
+
+    def close(self) -> None:
+        """Give memory and threads back. A second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Session(Closable, Protocol):
     """An opened engine: feeds in, outputs out. One caller at a time."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -62,14 +76,6 @@ class Session(Protocol):
             The model's outputs and the taps asked for at ``open``, by name; arrays the caller owns.
         """
         ...
-
-    def close(self) -> None:
-        """Give memory and threads back. A second call does nothing."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 @runtime_checkable

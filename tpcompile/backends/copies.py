@@ -2,8 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from tpcompile.backends.base import Session, Shareable
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Copies:
+class Copies(Shareable):
     """One session out of several; see :class:`~tpcompile.backends.base.Shareable`.
 
     Inputs of a shape seen before go where they went then. A new shape goes to a session that has none yet, else to the one whose shape
@@ -49,12 +47,6 @@ class Copies:
         """See :class:`~tpcompile.backends.base.Session`."""
         for one in self._sessions:
             one.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def _shareable(session: Session) -> Shareable:

@@ -5,12 +5,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, OpTime, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Shareable, without_choice
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, InputError, UsageError
 
@@ -97,7 +96,7 @@ class OnnxRuntime:
             return OnnxProfile(_inference(runtime, str(path), options), scratch)
 
 
-class OnnxSession:
+class OnnxSession(Shareable):
     """One ``InferenceSession``; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, session: Any) -> None:
@@ -123,12 +122,6 @@ class OnnxSession:
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class OnnxProfile(OnnxSession):

@@ -15,12 +15,11 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, without_choice
+from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, Shareable, without_choice
 from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
@@ -63,7 +62,8 @@ class OpenVino:
             scratch = Path(folder)
             names, taps = _expose(model, scratch / "model.onnx")
             try:
-                graph = openvino.convert_model(scratch / "model.onnx")
+                graph = openvino.convert_model([[scratch / "model.onnx"]])  # a bare path would be split at its commas
+                graph.set_rt_info(model.name, ["conversion_parameters", "input_model"])  # not the folder, which is gone
                 _settle(graph)
                 _label(graph, names)
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
@@ -124,7 +124,7 @@ class OpenVino:
             yield compiled
 
 
-class OpenVinoSession:
+class OpenVinoSession(Shareable):
     """One compiled model with one request; see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, compiled: Any) -> None:
@@ -146,12 +146,6 @@ class OpenVinoSession:
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
         self._compiled = self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 class OpenVinoProfile(OpenVinoSession):

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,7 @@ from tpcompile.spec import TensorSpec
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
-class _Watched:
+class _Watched(Session):
     """A session that notes the largest magnitude of some values, see :class:`~tpcompile.backends.base.Session`."""
 
     def __init__(self, session: Session, names: Iterable[str], seen: dict[str, float]) -> None:
@@ -35,12 +34,6 @@ class _Watched:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def write_quantised(

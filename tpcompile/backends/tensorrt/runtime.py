@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tpcompile.backends.base import Session
 from tpcompile.backends.tensorrt.device import Buffer, Device, Launch
 from tpcompile.errors import BuildFailed, EnvironmentFault, InputError, UsageError
 
@@ -66,7 +66,7 @@ class Growing:
         return self.device.read(self.buffer, self.shape, dtype)
 
 
-class PlanSession:
+class PlanSession(Session):
     """One execution context; see :class:`~tpcompile.backends.base.Session`.
 
     Args:
@@ -123,12 +123,6 @@ class PlanSession:
             self._close()
         finally:  # the engine's own memory, whoever still holds the session
             del self._context, self._engine
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _bind(self, key: tuple[Shape, ...]) -> _Bound:
         """Buffers for these shapes."""
