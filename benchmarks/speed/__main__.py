@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # streams.py, which t
 from cells import Cell, default, matrix
 from measure import measure, rehearse
 from page import MARKS, page, readme
+from plot import plot
 from prepare import ready
 
 from tpcompile.errors import TpcompileError
@@ -79,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_pages(results: Path) -> int:
-    """docs/performance.md, and the table between the marks in README."""
+    """docs/performance.md with its picture, and the table between the marks in README."""
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     (ROOT / "docs" / "performance.md").write_text(page(documents), encoding="utf-8")
+    (ROOT / "docs" / "performance.svg").write_text(plot(documents), encoding="utf-8")
     path = ROOT / "README.md"
     before, _, after = path.read_text(encoding="utf-8").split(MARKS)
     path.write_text(f"{before}{MARKS}\n{readme(documents)}\n{MARKS}{after}", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,10 +26,11 @@ def speed() -> Iterator[SimpleNamespace]:
         import cells
         import figures
         import page
+        import plot
         import prepare
 
         main: ModuleType = __import__("runpy").run_path(folders[0] + "/__main__.py", run_name="speed")
-        yield SimpleNamespace(cells=cells, figures=figures, page=page, prepare=prepare, main=SimpleNamespace(**main))
+        yield SimpleNamespace(cells=cells, figures=figures, page=page, plot=plot, prepare=prepare, main=SimpleNamespace(**main))
     finally:
         for folder in folders:
             sys.path.remove(folder)
@@ -79,7 +81,9 @@ def test_figures_follow_from_times(speed: SimpleNamespace) -> None:
 def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None:
     line = speed.page.waterfall([document()]).splitlines()[-1]
     assert line == "| minilm-100_2.6_onnx-fp32_b1_t1 | 4.00 | 5.00 (1.25) | 4.00 (0.80) | 4.00 (1.00) | 2.00 (0.50) |"
-    assert "1 of 1" in speed.page.targets([document()])
+    lines = speed.page.targets([document()]).splitlines()
+    assert "| of the static bound, warm | 0.95 | 0 of 1 | 0.75 to 0.75 | minilm-100_2.6_onnx-fp32_b1_t1 0.75 |" in lines
+    assert "| best dense / ours, warm, MiniLM /2.6 | 2.3 | 1 of 1 | 3.00 to 3.00 | - |" in lines
     assert "Left out: slow: absent." in speed.page.cell(document())
 
 
@@ -88,6 +92,18 @@ def test_a_disturbed_first_pass_is_told(speed: SimpleNamespace) -> None:
     slow["rows"] = [{**row, "cold_ms": [3 * one for one in row["warm_ms"][0]]} for row in calm["rows"]]
     assert "Disturbed" not in speed.page.cell(calm)
     assert "at least 3.00 times" in speed.page.cell(slow)
+
+
+def test_the_picture_has_a_mark_a_cell(speed: SimpleNamespace) -> None:
+    """At the FLOPs ratio across, and the speed-up up: cold below warm."""
+    cell = {"name": "it", "workload": "bert-128", "engine": "openvino-fp32", "batch": 8, "threads": 1}
+    drawn = ET.fromstring(speed.plot.plot([document(cell=cell)]))
+    (mark,) = drawn.findall("{*}g")
+    line, shape = mark.findall("{*}path")
+    (across, warm), (_, cold) = speed.plot._at(4.0, 4.0), speed.plot._at(4.0, 2.0)
+    assert line.get("d") == f"M{across} {warm}V{cold}"
+    assert (shape.get("transform"), shape.get("fill")) == (f"translate({across} {warm})", "white")
+    assert warm < cold
 
 
 def test_two_samples_have_no_percentile(speed: SimpleNamespace) -> None:
@@ -127,5 +143,6 @@ def test_the_pages_say_what_was_measured(speed: SimpleNamespace) -> None:
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     assert documents
     assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == speed.page.page(documents)
+    assert (ROOT / "docs" / "performance.svg").read_text(encoding="utf-8") == speed.plot.plot(documents)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.split(speed.page.MARKS)[1].strip() == speed.page.readme(documents)
