@@ -34,9 +34,9 @@ class Workload:
     peer: Mapping[str, int] | None = None
 
 
-def _deit(width: int, ratios: tuple[float, ...], samples: int, source: str) -> Workload:
+def _deit(width: int, ratios: tuple[float, ...], samples: int, passes: int, source: str) -> Workload:
     shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64, "num_labels": 1000}
-    return Workload(ratios, samples, 4, 5, "cls-attention", (3, 6, 9), 197, source, shape)
+    return Workload(ratios, samples, 4, passes, "cls-attention", (3, 6, 9), 197, source, shape)
 
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -44,8 +44,8 @@ WORKLOADS: Mapping[str, Workload] = {
     "minilm-400": Workload((2.6,), 400, 0, 2, "ltp"),
     "bert-128": Workload((2.1, 8.0), 16, 4, 3, "ltp", tokens=128),
     "bert-384": Workload((2.1, 8.0), 10, 4, 2, "ltp", tokens=384),
-    "deit-s": _deit(384, (1.53, 2.0), 24, "timm/deit_small_patch16_224"),
-    "deit-b": _deit(768, (1.53, 2.0), 12, "timm/deit_base_patch16_224"),
+    "deit-s": _deit(384, (1.53, 2.0), 24, 5, "timm/deit_small_patch16_224"),
+    "deit-b": _deit(768, (1.53, 2.0), 12, 3, "timm/deit_base_patch16_224"),
 }
 
 

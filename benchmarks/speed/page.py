@@ -171,10 +171,11 @@ def cell(document: Document) -> str:
     """All rows of a cell."""
     plan = document["plan"]
     ladders = "".join(f", {name} {','.join(map(str, plan[name]))}" for name in ("buckets", "lengths") if plan[name])
+    passes = len(document["rows"][0]["warm_ms"])
     primed = f", {plan['primed']} primers" if plan["primed"] else ""
     lines = [
         f"### {document['cell']['name']}\n",
-        f"{document['samples']} inferences; the export took lowering {plan['lowering']}{ladders}{primed}: {plan['reason']}.\n",
+        f"{document['samples']} inferences, {passes} warm passes; lowering {plan['lowering']}{ladders}{primed}: {plan['reason']}.\n",
         "| row | inferences | cold | warm | p90/p50 cold, warm | load, s | peak, MB | files, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
