@@ -249,31 +249,44 @@ def _settle(graph: Any) -> None:
     """Say what the converter leaves to the plugin, and the plugin gets wrong.
 
     1. A TopK puts the lower index first where values are equal, as ONNX has it.
-    2. ``c / x`` is ``c * x ** -1``. The plugin rewrites it so itself, but not in front of the ``k`` of a TopK: there it joins the
-       division to the sum before it, and computes ``x / c``.
+    2. ``c / x`` and ``c * x ** -1`` are ``(x / c) ** -1``. The plugin makes a power of ``c / x`` itself, but not in front of the ``k`` of a
+       TopK: there it joins the division to the sum before it, and computes ``x / c``. A product with the power it makes a division first.
     """
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
         if kind == "TopK" and node.get_attributes()["sort"] == "value":
             node.set_attribute("stable", True)
-        elif kind == "Divide" and node.get_element_type().is_real() and _given(node, 0).get_type_name() == "Constant":
-            _invert(node)
+        elif kind in ("Divide", "Multiply") and node.get_element_type().is_real():
+            quotient = _quotient(node)
+            if quotient is not None:
+                _invert(node, *quotient)
 
 
-def _given(node: Any, number: int) -> Any:
-    """The node behind an input."""
-    return node.input(number).get_source_output().get_node()
+def _quotient(node: Any) -> tuple[Any, Any] | None:
+    """The constant and the divisor of ``c / x`` and ``c * x ** -1``."""
+    first, second = (port.get_source_output() for port in node.inputs())
+    if node.get_type_name() == "Divide":
+        return (first, second) if _is_constant(first) else None
+    for constant, other in ((first, second), (second, first)):
+        if _is_constant(constant) and other.get_node().get_type_name() == "Power":
+            base, exponent = (port.get_source_output() for port in other.get_node().inputs())
+            if _is_constant(exponent) and (exponent.get_node().get_data() == -1).all():
+                return constant, base
+    return None
 
 
-def _invert(node: Any) -> None:
-    """Replace ``c / x`` by ``c * x ** -1``."""
+def _is_constant(value: Any) -> bool:
+    return bool(value.get_node().get_type_name() == "Constant")
+
+
+def _invert(node: Any, constant: Any, divisor: Any) -> None:
+    """Replace ``c / x`` by ``(x / c) ** -1``."""
     ops = _import().opset13
-    above, below = (port.get_source_output() for port in node.inputs())
-    number = _given(node, 0).get_data()
-    made = ops.power(below, ops.constant(np.full((), -1.0, number.dtype)))
-    if number.size != 1 or number.item() != 1 or made.output(0).get_partial_shape() != node.output(0).get_partial_shape():
-        made.set_friendly_name(f"{node.get_friendly_name()}.inverse")
-        made = ops.multiply(above, made)
+    number = constant.get_node().get_data()
+    if number.size != 1 or number.item() != 1 or divisor.get_partial_shape() != node.output(0).get_partial_shape():
+        divisor = ops.divide(divisor, constant)
+        divisor.set_friendly_name(f"{node.get_friendly_name()}.inverse")
+    made = ops.power(divisor, ops.constant(np.full((), -1.0, number.dtype)))
     made.set_friendly_name(node.get_friendly_name())
     made.output(0).get_tensor().set_names(node.output(0).get_names())
     for reader in node.output(0).get_target_inputs():
