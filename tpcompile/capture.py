@@ -1,6 +1,5 @@
 """nn.Module and example inputs -> Program[captured]: plain ATen from ``torch.export``, functional, in eval mode."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tpcompile.errors import CaptureError, NotDeterministic, TpcompileError, Where
 from tpcompile.frames import user_frames
 from tpcompile.frozen import frozen
+from tpcompile.manifest import TAP
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.spec import TensorSpec
 from tpcompile.untraceable import ValueAsked, check_inputs, listening, refusal
@@ -28,8 +28,6 @@ Ranges = Mapping[str, tuple[int, int]]
 
 LONGEST = 8192
 """Greatest size of a dynamic dim that nobody bounded."""
-TAP = re.compile(r"site\d+\.\w+")
-"""Names that an engine has for what its sites decide."""
 
 aten = torch.ops.aten
 COMPOUND: tuple[OpOverload, ...] = (

@@ -23,11 +23,11 @@ from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, 
 from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
+from tpcompile.manifest import TAP
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
 """Precision -> what the CPU plugin computes in. ``fp16`` is storage only: half the file, float32 arithmetic."""
-TAP = re.compile(r"site\d+\.\w+")
 NUMBERED = re.compile(r"[A-Za-z]\w*_\d+")
 
 
