@@ -31,9 +31,9 @@ from tpcompile.axes import NEG_INF
 from tpcompile.errors import MarkError, UsageError
 from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described, Key
-from tpcompile.passes.base import GraphPass
+from tpcompile.passes.base import GraphPass, ancestors
 from tpcompile.passes.candidates import bit_inputs
-from tpcompile.passes.insert import Writer, ancestors
+from tpcompile.passes.insert import Writer
 from tpcompile.program import Program, Stage, where_of
 
 aten = torch.ops.aten
