@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tpcompile import api, bundle
-from tpcompile.backends import Copier, backend
+from tpcompile.backends import Copier, backend, copier
 from tpcompile.backends.copies import Copies
 from tpcompile.engine import Engine, load
 from tpcompile.errors import UsageError
@@ -67,9 +67,7 @@ def runtime() -> Copier:
     found = backend("openvino").probe()
     if not found.ok:
         pytest.skip(found.reason)
-    runtime = backend("openvino")
-    assert isinstance(runtime, Copier)
-    return runtime
+    return copier("openvino")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,20 +88,21 @@ class OpenVino:
         callers: int = 1,
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
-        return OpenVinoSession(next(self._compiled(1, folder, taps, threads * callers, precision, stage, **_streams(callers))))
+        return OpenVinoSession(*self._compiled(folder, taps, threads * callers, precision, stage, **_streams(callers)))
 
     def open_copies(self, folder: Path, copies: int, *, threads: int = 0, precision: str = "fp32", callers: int = 1) -> Session:
         """See :class:`~tpcompile.backends.base.Copier`. One model in memory is compiled so many times: its weights' file is shared."""
-        made = self._compiled(copies, folder, (), threads * callers, precision, None, **_streams(callers))
+        made = self._compiled(folder, (), threads * callers, precision, None, copies, **_streams(callers))
         return Copies([OpenVinoSession(one) for one in made])
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""
-        return OpenVinoProfile(next(self._compiled(1, folder, (), threads, precision, stage, PERF_COUNT=True)))
+        return OpenVinoProfile(*self._compiled(folder, (), threads, precision, stage, PERF_COUNT=True))
 
     def _compiled(
-        self, copies: int, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any
-    ) -> Iterator[Any]:
+        self, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, copies: int = 1, **more: Any
+    ) -> list[Any]:
+        """The compiled model, so many times."""
         hint = _hint(precision)
         openvino = _runtime()
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **more}
@@ -115,13 +116,12 @@ class OpenVino:
             raise _refused(folder.name, error) from error
         if taps:
             _select(graph, taps, stage is None)
-        for _ in range(copies):
-            try:
-                compiled = core.compile_model(graph, "CPU", config)
-            except RuntimeError as error:
-                raise _refused(folder.name, error) from error
-            _require(compiled, hint)
-            yield compiled
+        try:
+            compiled = [core.compile_model(graph, "CPU", config) for _ in range(copies)]
+        except RuntimeError as error:
+            raise _refused(folder.name, error) from error
+        _require(compiled[0], hint)
+        return compiled
 
 
 class OpenVinoSession(Shareable):
