@@ -1,7 +1,7 @@
 """The chain: its gathers are the program's own ops, in numpy; a manifest whose stages do not fit is refused."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from tpcompile import ops
+from tpcompile.backends.base import Session
 from tpcompile.chain import GATHERS, ChainSession, open_chain
 from tpcompile.errors import BuildFailed, IntegrityError, UsageError
 from tpcompile.manifest import Manifest, ModelInfo, StageInfo, StepInfo, TensorInfo
@@ -68,7 +69,7 @@ def test_positions_are_brought_into_form() -> None:
     assert GATHERS["gather"]((1,), x, index[0]).tolist() == [[4, 2], [9, 7]]
 
 
-class Stage:
+class Stage(Session):
     """Adds one to ``a`` and remembers what it was given."""
 
     def __init__(self) -> None:
@@ -135,17 +136,10 @@ def test_a_chain_that_does_not_fit_together_is_refused(
 def test_what_was_opened_is_closed_when_a_stage_cannot_be() -> None:
     opened: list[Stage] = []
 
-    class Held(Stage):
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.close()
-
     def open_(number: int) -> Any:
         if number == 1:
             raise BuildFailed("no", fix="f")
-        opened.append(Held())
+        opened.append(Stage())
         return opened[-1]
 
     with pytest.raises(BuildFailed):
