@@ -278,16 +278,17 @@ def _tensors(program: Program) -> Program:
     Raises:
         CaptureError: one is no tensor.
     """
-    draft = program.draft()
-    results: Any = draft.graph.output_node().args[0]
+    results: Any = program.graph.output_node().args[0]
     if all(isinstance(result, fx.Node) for result in results):
         return program
-    named = {name: result for name, result in zip(program.output_names, results, strict=True) if result is not None}
-    for name, result in named.items():
-        if not isinstance(result, fx.Node):
-            raise _no_tensor(name, result)
-    draft.graph.output_node().args = (tuple(named.values()),)
-    return program.adopt(draft, refresh=False, output_names=tuple(named))
+    there = [(i, name) for i, name in enumerate(program.output_names) if results[i] is not None]
+    for i, name in there:
+        if not isinstance(results[i], fx.Node):
+            raise _no_tensor(name, results[i])
+    draft = program.draft()
+    copied: Any = draft.graph.output_node().args[0]
+    draft.graph.output_node().args = (tuple(copied[i] for i, _ in there),)
+    return program.adopt(draft, refresh=False, output_names=tuple(name for _, name in there))
 
 
 def _table(exported: ExportedProgram) -> dict[OpOverload, Callable[..., Any]]:
