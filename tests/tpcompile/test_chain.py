@@ -106,7 +106,7 @@ GOOD = chain(step("row", 0, 0, reads=("ax",), gives="c"))
 
 def test_stages_run_in_order_and_give_outputs_and_taps() -> None:
     both = [Stage(), Stage()]
-    with ChainSession(manifest(*GOOD, outputs=("cx", "a")), both) as session:  # type: ignore[arg-type]  # no context manager
+    with ChainSession(manifest(*GOOD, outputs=("cx", "a")), both) as session:
         a = np.array([[[1.0, 2.0]]])
         assert {name: value.tolist() for name, value in session.run({"a": a}).items()} == {"cx": [[3.0, 4.0]], "a": a.tolist()}
         tapped = session.tapped(("site0.index",)).run({"a": a})
@@ -129,7 +129,7 @@ def test_a_chain_that_does_not_fit_together_is_refused(
     stages: tuple[StageInfo, ...], outputs: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(IntegrityError) as caught:
-        ChainSession(manifest(*stages, outputs=outputs), [Stage(), Stage()])  # type: ignore[list-item]
+        ChainSession(manifest(*stages, outputs=outputs), [Stage(), Stage()])
     assert str(caught.value) == f"{message}\n  fix     export the bundle again"
 
 
