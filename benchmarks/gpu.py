@@ -231,22 +231,26 @@ def _gathered(program: Program, device: str) -> Run:
 
 def measured(case: Case, batch: int, made: Mapping[str, Run], device: str, rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """A row for each contender: how far from the masked model, and its median time in turns with the others."""
-    draws = [{name: value.to(device) for name, value in case.draw(batch, seed).items()} for seed in range(DRAWS)]
+    rows: dict[str, dict[str, Any]] = {name: {"case": case.name, "batch": batch, "contender": name} for name in made}
     found: dict[str, dict[str, Any]] = {}
     absent: list[dict[str, Any]] = []
     with torch.no_grad():
-        truth = [made["masked eager"](one).cpu() for one in draws]
+        try:
+            draws = [{name: value.to(device) for name, value in case.draw(batch, seed).items()} for seed in range(DRAWS)]
+            truth = [made["masked eager"](one).cpu() for one in draws]
+        except Exception as error:  # a batch beyond the GPU's memory: smaller ones are measured all the same
+            why = dict.fromkeys(made, "no reference at this batch") | {"masked eager": _reason(error)}
+            return [row | {"absent": why[name]} for name, row in rows.items()]
         for name, run in made.items():
-            row: dict[str, Any] = {"case": case.name, "batch": batch, "contender": name}
             try:
                 gaps = [
                     (run(one).cpu() - want).abs().max() / want.abs().max().clamp(min=1)
                     for one, want in zip(draws, truth, strict=True)
                 ]
             except Exception as error:  # such as a batch beyond its range, or beyond the GPU's memory
-                absent.append(row | {"absent": _reason(error)})
+                absent.append(rows[name] | {"absent": _reason(error)})
                 continue
-            found[name] = row | {"off_by": float(max(gaps)) if not name.startswith("dense") else None}
+            found[name] = rows[name] | {"off_by": float(max(gaps)) if not name.startswith("dense") else None}
         times: dict[str, list[float]] = {name: [] for name in found}
         for number in range(rounds):
             order = list(found) if number % 2 else list(found)[::-1]

@@ -48,6 +48,18 @@ class GraphPass:
         return f"{self.name}{{{options}}}" if options else self.name
 
 
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All that a node is computed from."""
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        for operand in stack.pop().all_input_nodes:
+            if operand not in found:
+                found.add(operand)
+                stack.append(operand)
+    return found
+
+
 def share(program: Program) -> Program:
     """Compute equal expressions once, see `unite`."""
     draft = program.draft()

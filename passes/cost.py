@@ -109,7 +109,7 @@ def traffic(program: Program) -> Polynomial:
 
 
 def _samples(program: Program) -> Size:
-    """The size of the batch: a symbol where it is dynamic. Of a program without sites, the dense one, a fixed batch is no batch."""
+    """The size of the batch: a symbol where it is dynamic. Without sites (a dense program) a fixed batch counts as one sample."""
     if program.sites:
         return size(program.node(program.sites[0].keep).meta["val"].shape[0])
     value = program.node(next(iter(program.placeholders()))).meta["val"]

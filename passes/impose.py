@@ -6,8 +6,8 @@ No training, and no names of a model's parts: what a block is follows from the g
    sequence (cross-attention) is none;
 2. the score of a token is what it receives: the sum over living queries of the map's mean over heads. Its mean over the tokens of an input
    is 1, so one threshold serves every length;
-3. ``keep = alive & (score >= threshold)``, and the first ``prefix`` tokens never fall; before the first site all live but padding, by the
-   input of case 7 that masks the first attention and is no part of what it mixes;
+3. ``keep = alive & (score >= threshold)``, and of the first ``prefix`` tokens falls only what is padding; before the first site all live
+   but padding, by the input of case 7 that masks the first attention and is no part of what it mixes;
 4. the site is the next *cut*: hidden states ``[B, N, C]`` through which alone the stream reaches all that follows, and that several ops
    read: where the feed-forward's residual begins. Where none stands between two attentions there is no site, and the report says so;
 5. behind it, logits of dropped keys are -inf;
@@ -31,9 +31,9 @@ from tpcompile.axes import NEG_INF
 from tpcompile.errors import MarkError, UsageError
 from tpcompile.ops import MEMORY, PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described, Key
-from tpcompile.passes.base import GraphPass
+from tpcompile.passes.base import GraphPass, ancestors
 from tpcompile.passes.candidates import bit_inputs
-from tpcompile.passes.insert import Writer, ancestors
+from tpcompile.passes.insert import Writer
 from tpcompile.program import Program, Stage, where_of
 
 aten = torch.ops.aten
@@ -45,8 +45,8 @@ MASK = "memory_mask"
 class Impose(GraphPass):
     """Drop tokens that receive little attention; the module docstring lists the cases.
 
-    ``threshold``: of the mean attention received; ``prefix``: leading tokens that never fall; ``blocks``: numbers of the attentions that
-    decide, joined by ``+``, all of them where empty; ``memory``: end with the living rows and their mask.
+    ``threshold``: of the mean attention received; ``prefix``: leading tokens that fall as padding only; ``blocks``: numbers of the
+    attentions that decide, joined by ``+``, all of them where empty; ``memory``: end with the living rows and their mask.
     """
 
     name: ClassVar[str] = "impose"
@@ -86,7 +86,8 @@ class Impose(GraphPass):
                 where=where_of(found[0].map), fix="write the sites yourself with ops.prune(x, keep)",
             )  # fmt: skip
         last = [node for group in cuts for node in group if node.target is sites[max(sites)].target][-1]
-        imposed = _Imposed(self, _padding(draft.graph, bit_inputs(program), axes, found[0]))
+        bits = bit_inputs(program)
+        imposed = _Imposed(self, _padding(draft.graph, bits, axes, found[0]))
         between = _between(draft.graph, axes, [*sites.values()], last)
         for number, attention in enumerate(found):
             imposed.attention(attention)
@@ -101,7 +102,6 @@ class Impose(GraphPass):
             imposed.restore(last)
         missed = [where_of(one.map) for i, one in enumerate(found) if i in chosen and i not in sites]
         report = [f"no site behind the attention at {where}: not everything goes through hidden states" for where in missed]
-        bits = bit_inputs(program)
         return program.adopt(draft, refresh=self.memory, report=(*program.report, *report), bits=bits, output_names=names)
 
 
@@ -274,18 +274,14 @@ class _Imposed:
         """Bring back in hidden states that are outputs what the sites before them drop; see ``_between``."""
         results: list[Any] = list(output.args[0])  # type: ignore[arg-type]  # a tuple of nodes
         for number, (node, passed) in between.items():
-            write, rows = Writer(node.graph, node, node), node
-            for keep, base in reversed(self.bases[:passed]):
-                rows = write(RESTORE, rows, keep, base)
-            results[number] = rows
+            results[number] = self._restored(Writer(node.graph, node, node), node, passed)
         output.args = (tuple(results),)
 
     def restore(self, cut: fx.Node) -> None:
         """Bring dropped rows back where the stream leaves the last block."""
-        rows = here = _pruned(cut)
-        write, readers = Writer(cut.graph, here, cut), list(here.users)
-        for keep, base in reversed(self.bases):
-            rows = write(RESTORE, rows, keep, base)
+        here = _pruned(cut)
+        readers = list(here.users)
+        rows = self._restored(Writer(cut.graph, here, cut), here, len(self.bases))
         for reader in readers:
             reader.replace_input_with(here, rows)
 
@@ -299,6 +295,12 @@ class _Imposed:
             reader.replace_input_with(here, rows)
         output = cut.graph.output_node()
         output.args = ((*output.args[0], mask),)  # type: ignore[misc]  # a tuple of nodes
+
+    def _restored(self, write: Writer, rows: fx.Node, passed: int) -> fx.Node:
+        """Rows with what the first so many sites drop, as it was there."""
+        for keep, base in reversed(self.bases[:passed]):
+            rows = write(RESTORE, rows, keep, base)
+        return rows
 
     def _received(self, write: Writer, one: Attention, living: fx.Node | None) -> fx.Node:
         """What each token receives, ``[B, N]``: of every living query the mean over heads, summed."""

@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
+from tpcompile.passes.base import ancestors
 from tpcompile.passes.candidates import Candidate, activations, token_dim
 from tpcompile.passes.masks import BITS, Masks, Numbers
 from tpcompile.program import Program
@@ -175,18 +176,6 @@ def _keep(new: Writer, mask: fx.Node, numbers: Numbers, alive: float) -> fx.Node
     nearest = min(numbers - {alive}, key=lambda number: abs(number - alive))
     between = (alive + max(nearest, alive - 2.0)) / 2 if nearest < alive else (alive + min(nearest, alive + 2.0)) / 2
     return new(aten.gt.Scalar if alive > nearest else aten.lt.Scalar, flat, between)
-
-
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """All that a node is computed from."""
-    found: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        for operand in stack.pop().all_input_nodes:
-            if operand not in found:
-                found.add(operand)
-                stack.append(operand)
-    return found
 
 
 def _move_behind(graph: fx.Graph, prune: fx.Node, late: set[fx.Node]) -> None:

@@ -19,7 +19,7 @@ from torch import fx
 
 from tpcompile.errors import UsageError
 from tpcompile.ops import COMPACT, FIT
-from tpcompile.passes.base import GraphPass
+from tpcompile.passes.base import GraphPass, ancestors
 from tpcompile.program import Program, Site, Stage
 from tpcompile.rows import MIN_COUNT, Rows
 
@@ -104,21 +104,9 @@ def _fit(graph: fx.Graph, site: fx.Node, limit: int) -> None:
     with graph.inserting_before(site):
         fits = graph.call_function(FIT, (keep, pinned, score, limit))
     fits.meta = {k: v for k, v in site.meta.items() if k in ("stack_trace", "nn_module_stack")}
-    before = _ancestors(fits)
+    before = ancestors(fits)
     keep.replace_all_uses_with(fits, lambda user: user not in before and user is not fits)
     _sort(graph)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """All that a node is computed from."""
-    found: set[fx.Node] = set()
-    rest = list(node.all_input_nodes)
-    while rest:
-        one = rest.pop()
-        if one not in found:
-            found.add(one)
-            rest += one.all_input_nodes
-    return found
 
 
 def _sort(graph: fx.Graph) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tpcompile import bundle as bundles
-from tpcompile.backends import Copier, backend
+from tpcompile.backends import backend, copier
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
@@ -171,8 +171,8 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         runtime.profiled,
         flops is not None,
     )
-    if copies > 1 and not isinstance(runtime, Copier):
-        raise UsageError(f"target {target} has no copies: a change of shape costs it nothing", fix="leave the copies out")
+    if copies > 1:
+        copier(target)
     if flops is not None:
         check_target(flops)
     named = runtime.targets(precision, capabilities)

@@ -1,6 +1,5 @@
 """nn.Module and example inputs -> Program[captured]: plain ATen from ``torch.export``, functional, in eval mode."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tpcompile.errors import CaptureError, NotDeterministic, TpcompileError, Where
 from tpcompile.frames import user_frames
 from tpcompile.frozen import frozen
+from tpcompile.manifest import TAP
 from tpcompile.program import Program, Stage, where_of
 from tpcompile.spec import TensorSpec
 from tpcompile.untraceable import ValueAsked, check_inputs, listening, refusal
@@ -28,8 +28,6 @@ Ranges = Mapping[str, tuple[int, int]]
 
 LONGEST = 8192
 """Greatest size of a dynamic dim that nobody bounded."""
-TAP = re.compile(r"site\d+\.\w+")
-"""Names that an engine has for what its sites decide."""
 
 aten = torch.ops.aten
 COMPOUND: tuple[OpOverload, ...] = (
@@ -280,16 +278,17 @@ def _tensors(program: Program) -> Program:
     Raises:
         CaptureError: one is no tensor.
     """
-    draft = program.draft()
-    results: Any = draft.graph.output_node().args[0]
+    results: Any = program.graph.output_node().args[0]
     if all(isinstance(result, fx.Node) for result in results):
         return program
-    named = {name: result for name, result in zip(program.output_names, results, strict=True) if result is not None}
-    for name, result in named.items():
-        if not isinstance(result, fx.Node):
-            raise _no_tensor(name, result)
-    draft.graph.output_node().args = (tuple(named.values()),)
-    return program.adopt(draft, refresh=False, output_names=tuple(named))
+    there = [(i, name) for i, name in enumerate(program.output_names) if results[i] is not None]
+    for i, name in there:
+        if not isinstance(results[i], fx.Node):
+            raise _no_tensor(name, results[i])
+    draft = program.draft()
+    copied: Any = draft.graph.output_node().args[0]
+    draft.graph.output_node().args = (tuple(copied[i] for i, _ in there),)
+    return program.adopt(draft, refresh=False, output_names=tuple(name for _, name in there))
 
 
 def _table(exported: ExportedProgram) -> dict[OpOverload, Callable[..., Any]]:

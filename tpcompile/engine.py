@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from tpcompile.backends import Backend, Closable, Copier, Session, backend
+from tpcompile.backends import Backend, Closable, Session, backend, copier
 from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
 from tpcompile.data.samples import Sample, batches, collate, split
@@ -279,9 +279,7 @@ def _copies(bundle: Bundle, threads: int, callers: int) -> Session:
     Raises:
         UsageError: its runtime does not care for shapes.
     """
-    manifest, runtime = bundle.manifest, backend(bundle.manifest.target)
-    if not isinstance(runtime, Copier):
-        raise UsageError(f"target {manifest.target} has no copies", fix="export again without them")
+    manifest, runtime = bundle.manifest, copier(bundle.manifest.target)
     return runtime.open_copies(bundle.path, manifest.copies, threads=threads, precision=manifest.precision, callers=callers)
 
 

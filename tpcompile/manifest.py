@@ -27,6 +27,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Term = tuple[int | float, tuple[str, ...]]
 MOST_COPIES = 64
 """A manifest that asks for more is refused: each is compiled when the engine is loaded."""
+TAP = re.compile(r"site\d+\.\w+")
+"""Names that an engine has for what its sites decide."""
 
 
 class _Record(BaseModel):

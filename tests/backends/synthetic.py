@@ -91,3 +91,20 @@ def expected(feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]
         x, mask, positions = x[keep] @ values["weight"], mask[keep] | True, positions[keep]
         kept.append(positions)
     return x.mean(0, keepdims=True), kept
+
+
+def few(path: Path, inputs: dict[str, tuple[int, list[object]]], nodes: list[onnx.NodeProto], **constants: np.ndarray) -> Path:
+    """Write a model of a few nodes, the last of which gives ``y``.
+
+    Args:
+        path: the file.
+        inputs: name -> type and shape.
+        nodes: in order.
+        constants: by name.
+    """
+    takes = [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()]
+    gives = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "few", takes, gives, held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path

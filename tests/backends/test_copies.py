@@ -4,13 +4,13 @@ import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
 
 import numpy as np
 import pytest
 
 from tpcompile import api, bundle
-from tpcompile.backends import Copier, backend
+from tpcompile.backends import Copier, backend, copier
+from tpcompile.backends.base import Shareable
 from tpcompile.backends.copies import Copies
 from tpcompile.engine import Engine, load
 from tpcompile.errors import UsageError
@@ -20,7 +20,7 @@ synthetic = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("synth
 THRESHOLDS = {"thresholds": [0.0, 0.04, 0.06]}
 
 
-class Counted:
+class Counted(Shareable):
     """A session that knows how often it ran, and whether it was closed."""
 
     def __init__(self) -> None:
@@ -35,12 +35,6 @@ class Counted:
 
     def close(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def feeds(length: int) -> dict[str, np.ndarray]:
@@ -67,9 +61,7 @@ def runtime() -> Copier:
     found = backend("openvino").probe()
     if not found.ok:
         pytest.skip(found.reason)
-    runtime = backend("openvino")
-    assert isinstance(runtime, Copier)
-    return runtime
+    return copier("openvino")
 
 
 @pytest.fixture(scope="module")

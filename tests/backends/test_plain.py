@@ -89,16 +89,25 @@ def test_onnx_refuses_reduced_precision(tmp_path: Path) -> None:
 
 
 def test_an_input_beyond_a_table_of_the_model_is_an_input_error(tmp_path: Path) -> None:
-    table = onnx.numpy_helper.from_array(np.zeros((4, 2), np.float32), "table")
-    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n"])
-    rows = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, ["n", 2])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Gather", ["table", "ids"], ["rows"])], "lookup", [ids], [rows], [table])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    nodes = [onnx.helper.make_node("Gather", ["table", "ids"], ["y"])]
+    synthetic.few(tmp_path / "model.onnx", {"ids": (onnx.TensorProto.INT64, ["n"])}, nodes, table=np.zeros((4, 2), np.float32))
     with backend("onnx").open(tmp_path) as session:
-        assert session.run({"ids": np.array([3])})["rows"].shape == (1, 2)
+        assert session.run({"ids": np.array([3])})["y"].shape == (1, 2)
         with pytest.raises(InputError, match=r"cannot compute this input: .*idx=4") as caught:
             session.run({"ids": np.array([4])})
     assert "--dim NAME=MIN:OPT:MAX" in caught.value.fix
+
+
+def test_what_the_runtime_cannot_do_is_not_laid_to_the_input(tmp_path: Path) -> None:
+    """A wrong Reshape of ours, or memory that runs out, is no advice about ``--dim``."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    nodes = [onnx.helper.make_node("Reshape", ["x", "sizes"], ["y"])]
+    synthetic.few(tmp_path / "model.onnx", {"x": (onnx.TensorProto.FLOAT, ["n"])}, nodes, sizes=np.array([-1, 3]))
+    with backend("onnx").open(tmp_path) as session:
+        assert session.run({"x": np.zeros(6, np.float32)})["y"].shape == (2, 3)
+        with pytest.raises(Fail, match="Reshape"):
+            session.run({"x": np.zeros(4, np.float32)})
 
 
 def test_runtimes_are_not_imported_before_they_are_used() -> None:

@@ -167,49 +167,80 @@ def test_closing_saves_once() -> None:
         opened.run(row(4))
 
 
-def test_compiled_kernels_lie_beside_the_plan(tmp_path: Path) -> None:
-    """What RTX compiled is read at the next start, hidden from the manifest; a size that follows from data asks for none."""
-    held: dict[str, Any] = {}
+class Kernels:
+    """TensorRT for RTX with its cache of compiled kernels, as far as ``open_plan`` sees it."""
 
-    class Cache:
-        def serialize(self) -> bytes:
-            return b"kernels"
+    def __init__(self) -> None:
+        read: list[bytes] = []
 
-        def deserialize(self, blob: bytes) -> bool:
-            held["read"] = bytes(blob)
-            return True
+        class Cache:
+            def serialize(self) -> bytes:
+                return b"kernels"
 
-    config = SimpleNamespace(create_runtime_cache=Cache, set_runtime_cache=lambda cache: True)
-    engine = SimpleNamespace(
-        num_io_tensors=0, create_runtime_config=lambda: config, create_execution_context=lambda given: object()
-    )
-    library: Any = SimpleNamespace(
-        __name__="fake",
-        Logger=SimpleNamespace(ERROR=1, __call__=None),
-        Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda blob: engine if blob == b"plan" else None),
-        TensorIOMode=SimpleNamespace(INPUT=INPUT),
-        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE="none"),
-        IRuntimeCache=Cache,
-    )
-    library.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-    plan = tmp_path / "model.plan"
-    plan.write_bytes(b"plan")
-    open_plan(library, plan, HostDevice(), True, "this GPU").close()
-    kept = tmp_path / ".model.plan.cache"
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [kept.name]
-    assert not hasattr(config, "dynamic_shapes_kernel_specialization_strategy")
-    open_plan(library, plan, HostDevice(), True, "another GPU").close()
-    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
-    open_plan(library, plan, HostDevice(), True, "another GPU").close()
-    assert not held, "kernels for something else, or changed, are never read"
-    open_plan(library, plan, HostDevice(), False, "another GPU").close()
-    assert (held["read"], config.dynamic_shapes_kernel_specialization_strategy) == (b"kernels", "none")
-    del library.IRuntimeCache
-    engine.create_execution_context, engine.create_runtime_config = object, None  # TensorRT 10.8 asks for nothing
-    open_plan(library, plan, HostDevice(), True, "this GPU").close()
+            def deserialize(self, blob: bytes) -> bool:
+                read.append(bytes(blob))
+                return True
+
+        self.read = read
+        self.config = SimpleNamespace(create_runtime_cache=Cache, set_runtime_cache=lambda cache: True)
+        self.engine = SimpleNamespace(
+            num_io_tensors=0, create_runtime_config=lambda: self.config, create_execution_context=lambda given: object()
+        )
+        self.library: Any = SimpleNamespace(
+            __name__="fake",
+            Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
+            Runtime=lambda log: SimpleNamespace(deserialize_cuda_engine=lambda blob: self.engine if blob == b"plan" else None),
+            TensorIOMode=SimpleNamespace(INPUT=INPUT),
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE="none"),
+            IRuntimeCache=Cache,
+        )
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan in a bundle of its own, with the user's cache folder beside that."""
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "model.plan").write_bytes(b"plan")
+    return tmp_path / "bundle" / "model.plan"
+
+
+def test_compiled_kernels_lie_in_the_users_cache(plan: Path, tmp_path: Path) -> None:
+    """What RTX compiled is read at the next start, and never from the bundle; a size that follows from data asks for none."""
+    fake = Kernels()
+    open_plan(fake.library, plan, HostDevice(), True, "this GPU").close()
+    (kept,) = (tmp_path / "cache" / "tpcompile" / "kernels").iterdir()
+    assert [path.name for path in plan.parent.iterdir()] == [plan.name]
+    assert not hasattr(fake.config, "dynamic_shapes_kernel_specialization_strategy")
+    plan.with_name(f".{plan.name}.cache").write_bytes(kept.read_bytes())
+    open_plan(fake.library, plan, HostDevice(), True, "another GPU").close()
+    assert not fake.read, "neither those of another GPU, nor what somebody put into the bundle"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    open_plan(fake.library, plan, HostDevice(), True, "this GPU").close()
+    assert not fake.read, "a file that was cut short"
+    open_plan(fake.library, plan, HostDevice(), False, "this GPU").close()
+    assert (fake.read, fake.config.dynamic_shapes_kernel_specialization_strategy) == ([b"kernels"], "none")
+
+
+def test_kernels_that_cannot_be_kept_are_told_and_lose_nothing(
+    plan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_bytes(b"a file where the folder should be")
+    opened = open_plan(Kernels().library, plan, HostDevice(), True, "this GPU")
+    opened.close()
+    assert [record.levelname for record in caplog.records if record.name == "tpcompile.kernels"] == ["WARNING"]
+    assert "they cannot be kept: " in caplog.text
+
+
+def test_a_library_without_kernels_to_keep(plan: Path, tmp_path: Path) -> None:
+    fake = Kernels()
+    del fake.library.IRuntimeCache
+    fake.engine.create_execution_context, fake.engine.create_runtime_config = object, None  # TensorRT 10.8 asks for nothing
+    open_plan(fake.library, plan, HostDevice(), True, "this GPU").close()
+    assert not (tmp_path / "cache").exists()
     plan.write_bytes(b"other")
     with pytest.raises(BuildFailed, match=r"fake refused model\.plan"):
-        open_plan(library, plan, HostDevice(), True, "this GPU")
+        open_plan(fake.library, plan, HostDevice(), True, "this GPU")
 
 
 def test_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:

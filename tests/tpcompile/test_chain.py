@@ -1,7 +1,7 @@
 """The chain: its gathers are the program's own ops, in numpy; a manifest whose stages do not fit is refused."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from tpcompile import ops
+from tpcompile.backends.base import Session
 from tpcompile.chain import GATHERS, ChainSession, open_chain
 from tpcompile.errors import BuildFailed, IntegrityError, UsageError
 from tpcompile.manifest import Manifest, ModelInfo, StageInfo, StepInfo, TensorInfo
@@ -68,7 +69,7 @@ def test_positions_are_brought_into_form() -> None:
     assert GATHERS["gather"]((1,), x, index[0]).tolist() == [[4, 2], [9, 7]]
 
 
-class Stage:
+class Stage(Session):
     """Adds one to ``a`` and remembers what it was given."""
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ GOOD = chain(step("row", 0, 0, reads=("ax",), gives="c"))
 
 def test_stages_run_in_order_and_give_outputs_and_taps() -> None:
     both = [Stage(), Stage()]
-    with ChainSession(manifest(*GOOD, outputs=("cx", "a")), both) as session:  # type: ignore[arg-type]  # no context manager
+    with ChainSession(manifest(*GOOD, outputs=("cx", "a")), both) as session:
         a = np.array([[[1.0, 2.0]]])
         assert {name: value.tolist() for name, value in session.run({"a": a}).items()} == {"cx": [[3.0, 4.0]], "a": a.tolist()}
         tapped = session.tapped(("site0.index",)).run({"a": a})
@@ -128,24 +129,17 @@ def test_a_chain_that_does_not_fit_together_is_refused(
     stages: tuple[StageInfo, ...], outputs: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(IntegrityError) as caught:
-        ChainSession(manifest(*stages, outputs=outputs), [Stage(), Stage()])  # type: ignore[list-item]
+        ChainSession(manifest(*stages, outputs=outputs), [Stage(), Stage()])
     assert str(caught.value) == f"{message}\n  fix     export the bundle again"
 
 
 def test_what_was_opened_is_closed_when_a_stage_cannot_be() -> None:
     opened: list[Stage] = []
 
-    class Held(Stage):
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.close()
-
     def open_(number: int) -> Any:
         if number == 1:
             raise BuildFailed("no", fix="f")
-        opened.append(Held())
+        opened.append(Stage())
         return opened[-1]
 
     with pytest.raises(BuildFailed):

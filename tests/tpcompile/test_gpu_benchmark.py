@@ -46,7 +46,7 @@ def test_what_a_cpu_can_do_is_exact(script: ModuleType, tmp_path: Path, monkeypa
     assert all(row["against_best_dense"] > 0 for row in timed)
 
 
-def test_what_fails_fails_alone(script: ModuleType) -> None:
+def test_what_fails_fails_alone(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender that cannot take a batch is a row with its reason; the others are timed."""
 
     def small(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -56,7 +56,24 @@ def test_what_fails_fails_alone(script: ModuleType) -> None:
 
     case = script.Case("one", torch.nn.Identity, lambda batch, seed: {"x": torch.ones(batch, 2)}, "ltp", ())
     made = {"masked eager": lambda inputs: inputs["x"], "pruned aoti": small}
+    monkeypatch.setattr(script, "_time", lambda run, inputs, device: 3.0 if run is small else 2.0)
     first, second = (script.measured(case, batch, made, "cpu", rounds=2) for batch in (1, 2))
     assert [(row["contender"], row["off_by"], row["against_best_dense"]) for row in first] == [(name, 0.0, None) for name in made]
     assert second[1] == {"case": "one", "batch": 2, "contender": "pruned aoti", "absent": "ValueError: too many"}
-    assert second[0]["ms"] >= 0
+    assert [row.get("ms") for row in (*first, *second)] == [2.0, 3.0, 2.0, None]
+
+
+def test_a_batch_without_a_reference_leaves_the_others_be(script: ModuleType) -> None:
+    def small(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(inputs["x"]) > 1:
+            raise MemoryError("out of memory")
+        return inputs["x"]
+
+    case = script.Case("one", torch.nn.Identity, lambda batch, seed: {"x": torch.ones(batch, 2)}, "ltp", ())
+    made = {"masked eager": small, "pruned aoti": lambda inputs: inputs["x"]}
+    row = {"case": "one", "batch": 2}
+    assert script.measured(case, 2, made, "cpu", rounds=2) == [
+        row | {"contender": "masked eager", "absent": "MemoryError: out of memory"},
+        row | {"contender": "pruned aoti", "absent": "no reference at this batch"},
+    ]
+    assert [one["off_by"] for one in script.measured(case, 1, made, "cpu", rounds=2)] == [0.0, 0.0]

@@ -9,7 +9,20 @@ from tpcompile.backends.openvino import OpenVino
 from tpcompile.backends.tensorrt import TensorRt, TensorRtRtx
 from tpcompile.errors import UsageError
 
-__all__ = ["ANY", "Availability", "Backend", "Closable", "Copier", "Extent", "Session", "backend", "backends", "register", "runnable"]
+__all__ = [
+    "ANY",
+    "Availability",
+    "Backend",
+    "Closable",
+    "Copier",
+    "Extent",
+    "Session",
+    "backend",
+    "backends",
+    "copier",
+    "register",
+    "runnable",
+]
 
 _REGISTRY: dict[str, Backend] = {one.name: one for one in (OnnxRuntime(), OpenVino(), TensorRt(), TensorRtRtx())}
 
@@ -33,6 +46,18 @@ def backend(name: str) -> Backend:
     if name in _REGISTRY:
         return _REGISTRY[name]
     raise UsageError(f"unknown target {name!r}", fix=f"use one of: {', '.join(_REGISTRY)}")
+
+
+def copier(name: str) -> Copier:
+    """The backend of a target, where several of an engine are worth having.
+
+    Raises:
+        UsageError: a change of shape costs it nothing.
+    """
+    found = backend(name)
+    if not isinstance(found, Copier):
+        raise UsageError(f"target {name} has no copies: a change of shape costs it nothing", fix="export without copies")
+    return found
 
 
 def register(new: Backend) -> None:

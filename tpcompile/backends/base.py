@@ -82,7 +82,7 @@ class Session(Closable, Protocol):
 class Shareable(Session, Protocol):
     """A session whose compiled engine several callers can use at once."""
 
-    def share(self) -> Session:
+    def share(self) -> "Shareable":
         """A session for another caller, on the same compiled engine."""
         ...
 

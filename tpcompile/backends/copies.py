@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tpcompile.backends.base import Session, Shareable
+from tpcompile.backends.base import Shareable
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -39,16 +39,11 @@ class Copies(Shareable):
         """See :class:`~tpcompile.backends.base.Session`."""
         return self._sessions[self.place(feeds)].run(feeds)
 
-    def share(self) -> Session:
+    def share(self) -> "Copies":
         """See :class:`~tpcompile.backends.base.Shareable`."""
-        return Copies([_shareable(one.share()) for one in self._sessions])
+        return Copies([one.share() for one in self._sessions])
 
     def close(self) -> None:
         """See :class:`~tpcompile.backends.base.Session`."""
         for one in self._sessions:
             one.close()
-
-
-def _shareable(session: Session) -> Shareable:
-    assert isinstance(session, Shareable)
-    return session

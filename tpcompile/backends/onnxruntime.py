@@ -104,12 +104,16 @@ class OnnxSession(Shareable):
         self._names = [output.name for output in session.get_outputs()]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :class:`~tpcompile.backends.base.Session`."""
+        """See :class:`~tpcompile.backends.base.Session`.
+
+        Raises:
+            InputError: an index beyond a table; what else the runtime raises is no fault of the input, and passes.
+        """
         if self._session is None:
             raise UsageError("the session is closed", fix="open the engine again")
         try:
             return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
-        except _failures() as error:
+        except _beyond() as error:
             raise InputError(
                 f"ONNX Runtime cannot compute this input: {error}",
                 fix="where a table in the model ends before the longest input it admits, export with --dim NAME=MIN:OPT:MAX",
@@ -188,11 +192,25 @@ def _check_precision(precision: str) -> None:
         raise UsageError(f"target onnx has no precision {precision!r}", fix="use fp32, or target openvino for bf16 and fp16")
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What the runtime raises."""
-    import onnxruntime.capi.onnxruntime_pybind11_state as status
+def _beyond() -> type[Exception]:
+    """What the runtime raises where an index is beyond its table."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-    return (
+    found: type[Exception] = InvalidArgument
+    return found
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what onnx or the runtime says about a file into BuildFailed; tpcompile's own errors and the disk's pass."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as status
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+
+    try:
+        yield
+    except (
+        DecodeError,
+        FileNotFoundError,
         status.Fail,
         status.InvalidArgument,
         status.InvalidGraph,
@@ -200,17 +218,7 @@ def _failures() -> tuple[type[Exception], ...]:
         status.NoSuchFile,
         status.NotImplemented,
         status.RuntimeException,
-    )
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn what onnx or the runtime says about a file into BuildFailed; tpcompile's own errors and the disk's pass."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
-
-    try:
-        yield
-    except (DecodeError, FileNotFoundError, *_failures()) as error:
+    ) as error:
         raise BuildFailed(
             f"ONNX Runtime refused {path.name}: {error}", fix="export again; if it stays, try target openvino"
         ) from error

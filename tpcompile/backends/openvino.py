@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,11 +23,11 @@ from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, 
 from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
+from tpcompile.manifest import TAP
 
 PLAIN, TAPPED, WEIGHTS = "openvino_model.xml", "openvino_taps.xml", "openvino_model.bin"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
 """Precision -> what the CPU plugin computes in. ``fp16`` is storage only: half the file, float32 arithmetic."""
-TAP = re.compile(r"site\d+\.\w+")
 NUMBERED = re.compile(r"[A-Za-z]\w*_\d+")
 
 
@@ -88,20 +88,21 @@ class OpenVino:
         callers: int = 1,
     ) -> "OpenVinoSession":
         """See :class:`~tpcompile.backends.base.Backend`."""
-        return OpenVinoSession(next(self._compiled(1, folder, taps, threads * callers, precision, stage, **_streams(callers))))
+        return OpenVinoSession(*self._compiled(folder, taps, threads * callers, precision, stage, **_streams(callers)))
 
     def open_copies(self, folder: Path, copies: int, *, threads: int = 0, precision: str = "fp32", callers: int = 1) -> Session:
         """See :class:`~tpcompile.backends.base.Copier`. One model in memory is compiled so many times: its weights' file is shared."""
-        made = self._compiled(copies, folder, (), threads * callers, precision, None, **_streams(callers))
+        made = self._compiled(folder, (), threads * callers, precision, None, copies, **_streams(callers))
         return Copies([OpenVinoSession(one) for one in made])
 
     def profile(self, folder: Path, *, threads: int = 0, precision: str = "fp32", stage: int | None = None) -> "OpenVinoProfile":
         """See :class:`~tpcompile.backends.base.Profiler`."""
-        return OpenVinoProfile(next(self._compiled(1, folder, (), threads, precision, stage, PERF_COUNT=True)))
+        return OpenVinoProfile(*self._compiled(folder, (), threads, precision, stage, PERF_COUNT=True))
 
     def _compiled(
-        self, copies: int, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, **more: Any
-    ) -> Iterator[Any]:
+        self, folder: Path, taps: Sequence[str], threads: int, precision: str, stage: int | None, copies: int = 1, **more: Any
+    ) -> list[Any]:
+        """The compiled model, so many times."""
         hint = _hint(precision)
         openvino = _runtime()
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **more}
@@ -115,13 +116,12 @@ class OpenVino:
             raise _refused(folder.name, error) from error
         if taps:
             _select(graph, taps, stage is None)
-        for _ in range(copies):
-            try:
-                compiled = core.compile_model(graph, "CPU", config)
-            except RuntimeError as error:
-                raise _refused(folder.name, error) from error
-            _require(compiled, hint)
-            yield compiled
+        try:
+            compiled = [core.compile_model(graph, "CPU", config) for _ in range(copies)]
+        except RuntimeError as error:
+            raise _refused(folder.name, error) from error
+        _require(compiled[0], hint)
+        return compiled
 
 
 class OpenVinoSession(Shareable):
@@ -249,31 +249,44 @@ def _settle(graph: Any) -> None:
     """Say what the converter leaves to the plugin, and the plugin gets wrong.
 
     1. A TopK puts the lower index first where values are equal, as ONNX has it.
-    2. ``c / x`` is ``c * x ** -1``. The plugin rewrites it so itself, but not in front of the ``k`` of a TopK: there it joins the
-       division to the sum before it, and computes ``x / c``.
+    2. ``c / x`` and ``c * x ** -1`` are ``(x / c) ** -1``. The plugin makes a power of ``c / x`` itself, but not in front of the ``k`` of a
+       TopK: there it joins the division to the sum before it, and computes ``x / c``. A product with the power it makes a division first.
     """
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
         if kind == "TopK" and node.get_attributes()["sort"] == "value":
             node.set_attribute("stable", True)
-        elif kind == "Divide" and node.get_element_type().is_real() and _given(node, 0).get_type_name() == "Constant":
-            _invert(node)
+        elif kind in ("Divide", "Multiply") and node.get_element_type().is_real():
+            quotient = _quotient(node)
+            if quotient is not None:
+                _invert(node, *quotient)
 
 
-def _given(node: Any, number: int) -> Any:
-    """The node behind an input."""
-    return node.input(number).get_source_output().get_node()
+def _quotient(node: Any) -> tuple[Any, Any] | None:
+    """The constant and the divisor of ``c / x`` and ``c * x ** -1``."""
+    first, second = (port.get_source_output() for port in node.inputs())
+    if node.get_type_name() == "Divide":
+        return (first, second) if _is_constant(first) else None
+    for constant, other in ((first, second), (second, first)):
+        if _is_constant(constant) and other.get_node().get_type_name() == "Power":
+            base, exponent = (port.get_source_output() for port in other.get_node().inputs())
+            if _is_constant(exponent) and (exponent.get_node().get_data() == -1).all():
+                return constant, base
+    return None
 
 
-def _invert(node: Any) -> None:
-    """Replace ``c / x`` by ``c * x ** -1``."""
+def _is_constant(value: Any) -> bool:
+    return bool(value.get_node().get_type_name() == "Constant")
+
+
+def _invert(node: Any, constant: Any, divisor: Any) -> None:
+    """Replace ``c / x`` by ``(x / c) ** -1``."""
     ops = _import().opset13
-    above, below = (port.get_source_output() for port in node.inputs())
-    number = _given(node, 0).get_data()
-    made = ops.power(below, ops.constant(np.full((), -1.0, number.dtype)))
-    if number.size != 1 or number.item() != 1 or made.output(0).get_partial_shape() != node.output(0).get_partial_shape():
-        made.set_friendly_name(f"{node.get_friendly_name()}.inverse")
-        made = ops.multiply(above, made)
+    number = constant.get_node().get_data()
+    if number.size != 1 or number.item() != 1 or divisor.get_partial_shape() != node.output(0).get_partial_shape():
+        divisor = ops.divide(divisor, constant)
+        divisor.set_friendly_name(f"{node.get_friendly_name()}.inverse")
+    made = ops.power(divisor, ops.constant(np.full((), -1.0, number.dtype)))
     made.set_friendly_name(node.get_friendly_name())
     made.output(0).get_tensor().set_names(node.output(0).get_names())
     for reader in node.output(0).get_target_inputs():

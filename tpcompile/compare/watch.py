@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def program_side(name: str, program: Program) -> Side:
     return Side(name, graph, program.output_names, sites, gathered, partial(_Eager, program, graph.values))
 
 
-class _Eager:
+class _Eager(Session):
     """A program as a session; see ``tpcompile.backends.base.Session``."""
 
     def __init__(self, program: Program, nodes: Mapping[str, str], names: Sequence[str]) -> None:
@@ -91,12 +91,6 @@ class _Eager:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def onnx_side(name: str, folder: Path, outputs: tuple[str, ...], sites: tuple[bool, ...], gathered: bool) -> Side:
@@ -126,7 +120,7 @@ def engine_side(bundle: Bundle) -> Side:
     return Side(name, read_graph(graph), outputs, sites, bool(sites), open_, graph if graph.suffix == ".onnx" else None)
 
 
-class _Plain:
+class _Plain(Session):
     """An engine as a session: its outputs, and what it kept as the taps of a program in masked form."""
 
     def __init__(self, engine: Engine) -> None:
@@ -144,12 +138,6 @@ class _Plain:
     def close(self) -> None:
         """See :class:`~tpcompile.engine.Engine`."""
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _scores(bundle: Bundle) -> tuple[bool, ...]:

@@ -5,7 +5,6 @@ engine need not be ``where_1`` of the reference. With the program's names, ``--d
 """
 
 import operator
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from tpcompile.frames import innermost
+from tpcompile.manifest import TAP
 from tpcompile.program import Program
 
 SCOPES, TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
 """Under which torch.onnx notes a node's module, and its user's line."""
-TAP = re.compile(r"site\d+\.\w+")
 
 
 def taps(graph: ir.Graph) -> list[ir.Value]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tpcompile.backends.base import Session
 from tpcompile.compare.graphview import Graph, Op
 from tpcompile.compare.layers import Found, distance, locate
 from tpcompile.compare.watch import Batch, Law, Side, judge, observe
@@ -37,7 +38,7 @@ def test_integers_must_be_equal() -> None:
     assert distance(np.array([True]), np.array([False])) == (1.0, 1.0)
 
 
-class Fake:
+class Fake(Session):
     """A session over a function of ``x [1, n]``."""
 
     def __init__(self, values: Values, names: Sequence[str]) -> None:
@@ -48,11 +49,6 @@ class Fake:
         return {name: found[name] for name in ("y", *self.names)}
 
     def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def side(values: Values, edges: Mapping[str, str], gathered: bool = False, site: bool = False) -> Side:

@@ -69,6 +69,7 @@ def ops(model: ir.Model) -> Counter[str]:
     [
         (mlp, {"Gemm": 2, "Reshape": 3, "LayerNormalization": 1, "Gelu": 1, "Add": 1}),
         (gathered, {"Gemm": 4, "Reshape": 2, "LayerNormalization": 1, "Gather": 1}),
+        (heads, {"Gemm": 2, "Reshape": 3, "Add": 0, "MatMul": 1}),
         (looked_at, {"Gemm": 2, "Reshape": 3, "Mul": 1, "CumSum": 1}),
         (without_bias, {"MatMul": 1, "CumSum": 1}),
     ],
@@ -91,6 +92,14 @@ def test_the_runtime_computes_the_same(body: Callable[[Block, Tensor], Tensor], 
     for length in (1, 4, 9) if body is not gathered else (3, 9):
         x = torch.randn(1, length, WIDTH)
         np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], eager(x).detach().numpy(), atol=2e-6)
+
+
+def test_heads_are_read_from_the_matrix() -> None:
+    _, model = emitted(heads)
+    flatten_rows(model)
+    producer = next(node for node in model.graph if node.outputs[0].name == "view").inputs[0].producer()
+    assert producer is not None
+    assert producer.op_type == "Gemm"
 
 
 def test_values_keep_their_names_and_outputs_their_shape() -> None:

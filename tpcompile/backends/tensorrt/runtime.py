@@ -6,6 +6,7 @@ Engines with a size that follows from data cannot be captured; their outputs com
 """
 
 import hashlib
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ SHAPES = 32
 """Shapes whose buffers and graphs are kept; of more, the one longest not seen goes."""
 DIGEST = hashlib.sha256().digest_size
 """Bytes before the kernels of a cache."""
+LOG = logging.getLogger("tpcompile.kernels")
 Shape = tuple[int, ...]
 
 
@@ -205,10 +207,10 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool, stamp: s
 
     Args:
         library: the bindings.
-        plan: the file; TensorRT for RTX keeps the kernels it compiles for this GPU beside it, hidden, from one process to the next.
+        plan: the file.
         device: memory and stream.
         captures: of the label.
-        stamp: what those kernels are good for: this plan, library and GPU.
+        stamp: this plan's digest, library and GPU: what the kernels are good for that TensorRT for RTX compiles here.
 
     Raises:
         BuildFailed: the library refused the file.
@@ -219,7 +221,7 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool, stamp: s
         raise BuildFailed(f"{library.__name__} refused {plan.name}", fix="export again on this machine; see `tpcompile doctor`")
     if hasattr(library, "IRuntimeCache"):
         config = engine.create_runtime_config()
-        cache = _cache(library, config, plan, captures, stamp)
+        cache = _cache(library, config, captures, stamp)
         context = engine.create_execution_context(config)
     else:
         cache, context = (lambda: None), engine.create_execution_context()
@@ -230,31 +232,38 @@ def open_plan(library: Any, plan: Path, device: Device, captures: bool, stamp: s
     return PlanSession(library, engine, context, device, captures, cache)
 
 
-def _cache(library: Any, config: Any, plan: Path, captures: bool, stamp: str) -> Callable[[], None]:
-    """Give TensorRT for RTX its compiled kernels; what is returned saves them, where the bundle may be written.
+def _cache(library: Any, config: Any, captures: bool, stamp: str) -> Callable[[], None]:
+    """Give TensorRT for RTX the kernels that it compiled in an earlier process; what is returned saves them for the next.
 
-    Kernels are code: those of another plan, library or GPU, and a file that was cut short or changed, are made anew, never read.
+    Kernels are code, so they lie in the user's own cache folder and never in a bundle, which others may have written. Those of another
+    plan, library or GPU have another name; a file that was cut short is made anew.
     """
+    from platformdirs import user_cache_path
+
     if not captures:  # counts differ from call to call: none is worth kernels of its own
         config.dynamic_shapes_kernel_specialization_strategy = library.DynamicShapesKernelSpecializationStrategy.NONE
-    path, cache = plan.with_name(f".{plan.name}.cache"), config.create_runtime_cache()
+    path = user_cache_path("tpcompile") / "kernels" / hashlib.sha256(stamp.encode()).hexdigest()
+    cache = config.create_runtime_cache()
     kept = path.read_bytes() if path.is_file() else b""
-    if kept[:DIGEST] == _digest(stamp, kept[DIGEST:]):
+    if kept[:DIGEST] == hashlib.sha256(kept[DIGEST:]).digest():
         cache.deserialize(kept[DIGEST:])
     config.set_runtime_cache(cache)
 
     def save() -> None:
-        if not os.access(plan.parent, os.W_OK):
-            return
-        kernels, fresh = bytes(memoryview(cache.serialize())), path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            fresh.write_bytes(_digest(stamp, kernels) + kernels)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+            _keep(path, bytes(memoryview(cache.serialize())))
+        except OSError as error:  # the user's result is computed already: a slower next start must not lose it
+            LOG.warning("the next start compiles its kernels anew, they cannot be kept: %s", error)
 
     return save
 
 
-def _digest(stamp: str, kernels: bytes) -> bytes:
-    return hashlib.sha256(stamp.encode() + b"\n" + kernels).digest()
+def _keep(path: Path, kernels: bytes) -> None:
+    """Write a cache whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(hashlib.sha256(kernels).digest() + kernels)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
