@@ -1,5 +1,6 @@
 """``export --flops`` and ``recipe fit``: what is written, what is told, and what is refused."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_bundle_tells_how_it_was_fitted(bert_folder: Path, data: Path, tmp_pat
     assert bundles.read(tmp_path / "out" / "dense").manifest.fitted is None
 
 
-def test_a_recipe_is_fitted_once(data: Path, tmp_path: Path) -> None:
+def test_a_recipe_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpcompile.operating.SAMPLES", 2)
     out = tmp_path / "mine.yaml"
     line = ["recipe", "fit", "-m", DIGITS, "--method", "evit", "--param", "drop_loc=[1, 2, 4]", "-o", out]
     found = check("recipe fit", call(*line, "--flops", "1.5", "--json"))
@@ -57,7 +59,7 @@ def test_a_recipe_is_fitted_once(data: Path, tmp_path: Path) -> None:
     assert found["path"] == str(out)
     assert recipe.model_dump(mode="json") == {key: found[key] for key in Recipe.model_fields}
     assert recipe.flops is None
-    assert str(recipe.note).endswith("on 48 samples of digits:calibration (asked for /1.5).")
+    assert str(recipe.note).endswith("on 2 samples of digits:calibration (asked for /1.5).")
     assert models.prune(models.load(DIGITS).model, recipe.method, **recipe.parameters).method_parameters == recipe.parameters
     again = call(*line, "--flops", "1.5")
     assert (again.exit_code, again.stderr) == (2, f"UsageError: {out} exists\n  fix     pass --force to replace it, or another -o\n")
@@ -69,11 +71,12 @@ def test_a_recipe_is_fitted_once(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_shipped_shape_without_data_is_refused(tmp_path: Path) -> None:
-    model = models.library.timm().create_model("deit_small_patch16_224").eval()
+    vit = importlib.import_module("timm.models.vision_transformer")
+    model = vit.VisionTransformer(img_size=16, patch_size=8, embed_dim=12, depth=12, num_heads=2, num_classes=3).eval()
     recipe = Recipe.read(Path("as-vit-deit-s"))
     with pytest.raises(UsageError) as caught:
         tpcompile.export(
-            model, {"pixel_values": torch.zeros(1, 3, 224, 224)}, tmp_path / "out",
+            model, {"pixel_values": torch.zeros(1, 3, 16, 16)}, tmp_path / "out",
             method=recipe.method, parameters=recipe.parameters, flops=recipe.flops,
         )  # fmt: skip
     assert str(caught.value) == (
