@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from streams import Encoder, calibration_texts, choose, rising
 
 from tpcompile import models
 from tpcompile.data.load import Sample, load_data
 from tpcompile.demo import model_folder
+from tpcompile.recipe import Recipe
 
 SHAPES: dict[str, list[float]] = {
     "rising": rising(6),
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"dense recall@1 {dense:.3f} on {len(pairs) // 2} pairs")
     found = []
     for name, shape in SHAPES.items():
-        thresholds = [round(t, 6) for t in choose(model_folder(), texts, options.flops, shape)]
+        thresholds = choose(model_folder(), texts, options.flops, shape)
         score = recall(models.prune(encoder.model, "ltp", thresholds=thresholds), pairs)
         found.append((score, name, thresholds))
         print(f"{name}: recall@1 {score:.3f} at FLOPs /{options.flops:g}  {thresholds}", flush=True)
@@ -70,13 +70,8 @@ def main() -> None:
         f"Not learned: of {len(SHAPES)} shapes at FLOPs /{options.flops} on {len(texts)} calibration docstrings, '{name}' has the best "
         f"recall@1 on {len(pairs) // 2} calibration pairs, {score:.3f} (dense {dense:.3f}). Scores divide by the text's own length."
     )
-    recipe = {
-        "method": "ltp",
-        "model": "all-MiniLM-L6-v2",
-        "note": note,
-        "parameters": {"thresholds": thresholds, "n_ref": "length"},
-    }
-    options.output.write_text(yaml.safe_dump(recipe, sort_keys=False, width=120), encoding="utf-8")
+    parameters = {"thresholds": thresholds, "n_ref": "length"}
+    Recipe(method="ltp", model="all-MiniLM-L6-v2", note=note, parameters=parameters).write(options.output)
 
 
 if __name__ == "__main__":

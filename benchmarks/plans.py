@@ -39,7 +39,7 @@ from tpcompile.onnx.emit import emit
 from tpcompile.onnx.quant import GRIDS
 from tpcompile.onnx.quantised import chained, write_quantised
 from tpcompile.onnx.stages import cut
-from tpcompile.plan import STEP, Plan, behind_sites, calibrate, narrow
+from tpcompile.plan import LADDER, Plan, behind_sites, calibrate, narrow
 from tpcompile.spec import TensorSpec
 from tpcompile.subject import subject_of
 
@@ -92,7 +92,7 @@ def written(compiled: build.Compiled, rows: Sequence[Sample], form: str, folder:
     sizes = narrow(compiled.compact.dims, {}, {"seq": 64})
     feeds = [row.inputs for row in rows]
     if form == "staged":
-        plan = Plan("bucketed", "staged", STEP, usual=calibrate(compiled.compact, rows, 0.5))
+        plan = Plan("bucketed", "staged", LADDER, usual=calibrate(compiled.compact, rows, 0.5))
         chain = cut(emit(plan.step(compiled.compact), hosted=True))
         length = (sizes["seq"][0], sizes["seq"][2]) if sizes else (feeds[0]["pixel_values"].shape[-1] ** 2 // 256 + 1,) * 2
         sizes |= behind_sites(length, plan, len(compiled.compact.sites))

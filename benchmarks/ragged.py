@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from streams import Encoder, calibration_texts, choose, rising
+from streams import calibration_texts, choose, rising, sizes
 
 from tpcompile import api
 from tpcompile.data.load import load_data
@@ -122,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", default=["onnx", "openvino"])
     options = parser.parse_args(arguments)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    layers = Encoder.load(model_folder()).layers
-    thresholds = choose(model_folder(), calibration_texts(), RATIO, rising(layers))
+    thresholds = choose(model_folder(), calibration_texts(), RATIO, rising(sizes(model_folder())["num_hidden_layers"]))
     document: dict[str, Any] = {"samples": options.samples, "repeats": options.repeats, "thresholds": thresholds, "rows": {}}
     try:
         with tempfile.TemporaryDirectory() as scratch:

@@ -33,7 +33,7 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
         """Read a model directory."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = sizes(folder)
         return cls(models.load(folder).model, config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
 
     def work(self, entering: int, staying: int) -> int:
@@ -43,6 +43,12 @@ class Encoder:
     def ratio(self, counts: Sequence[int]) -> float:
         """Dense work over pruned work, of the tokens at the input and behind every layer."""
         return self.layers * self.work(counts[0], counts[0]) / sum(self.work(a, b) for a, b in pairwise(counts))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """What a model directory says of its model."""
+    config: dict[str, int] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def rising(layers: int) -> list[float]:

@@ -92,7 +92,7 @@ def impose(model: nn.Module | ExportedProgram, inputs: Mapping[str, Tensor], *, 
         inputs: example tensors by parameter name.
         dynamic: per input, dim -> name.
         threshold: share of the mean attention below which a token falls: 1 is what a token receives on average, whatever the length.
-        prefix: leading tokens that never fall: class, distillation and register tokens.
+        prefix: leading tokens that fall only where they are padding: class, distillation and register tokens.
         blocks: the attentions that decide, counted from 0; default: all.
         memory: leave dropped tokens out of the outputs, for a decoder that reads them: an output ``memory_mask`` says which rows live.
 
@@ -129,7 +129,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         lowering: how many rows a site stores: ``dynamic``, what is kept; ``bucketed``, rounded up to a ladder; ``static``, a constant,
             and samples that keep more are approximate. ``auto`` takes the target's own; see docs/lowerings.md.
         form: ``single``, one graph; ``staged``, a graph for each stretch between sites, rows gathered by the host; or ``auto``.
-        buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``.
+        buckets: the ladder: ``(16,)`` for multiples of 16, or ``(32, 64, 128)``; default ``(4, 8, 12, 16)``, multiples of the last beyond.
         calibrate: data that ``static`` takes its counts from, ``tune`` times, and ``flops`` is fitted on; as for ``validate``, or a mapping
             of arrays a sample.
         flops: dense over pruned, above 1: the method's parameters are a shape, and one factor is found at which that data costs this ratio,

@@ -117,14 +117,9 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     Raises:
         UsageError: the folder holds an earlier demo.
         EnvironmentFault: the model's package is missing.
+        BackendUnavailable: nothing here runs an engine.
     """
-    probes = {name: found.probe() for name, found in backends().items()}
-    targets = runnable()
-    left_out = tuple(
-        f"{name} is left out: {found.reason or 'no device here runs its engines'}" for name, found in probes.items() if name not in targets
-    )
-    if not targets:
-        raise BackendUnavailable("; ".join(left_out), fix="pip install 'tpcompile[demo]'")
+    targets, left_out = choice()
     taken = [name for name in (*targets, "report.html") if (out / name).exists()]
     if taken and not force:
         raise UsageError(f"{out} holds an earlier demo: {', '.join(taken)}", fix="pass --force to replace it, or another -o DIR")
@@ -138,6 +133,22 @@ def run(out: Path, samples: int | None = None, force: bool = False, progress: Pr
     note = " ".join((recipe.note or "").split())
     page = report.write(ReportData("Token-pruned MiniLM", runs, traces, (note, *left_out)), out / "report.html")
     return Demo(runs, recipe, page, left_out)
+
+
+def choice() -> tuple[list[str], tuple[str, ...]]:
+    """The targets that run here, and why each other one does not.
+
+    Raises:
+        BackendUnavailable: none does.
+    """
+    probes = {name: found.probe() for name, found in backends().items()}
+    targets = runnable()
+    left_out = tuple(
+        f"{name} is left out: {found.reason or 'no device here runs its engines'}" for name, found in probes.items() if name not in targets
+    )
+    if not targets:
+        raise BackendUnavailable("; ".join(left_out), fix="pip install 'tpcompile[demo]'")
+    return targets, left_out
 
 
 def _engine(out: Path, target: str, compiled: build.Compiled, samples: int | None, force: bool, steps: "_Steps") -> EngineRun:

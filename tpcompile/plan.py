@@ -21,9 +21,9 @@ from tpcompile.rows import MIN_COUNT, Rows
 
 LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 MEDIAN = 0.5
-STEP = (16,)
-"""The ladder where none is given: multiples of 16."""
-LADDERS = (STEP, (32,))
+LADDER = (4, 8, 12, 16)
+"""Where none is given: multiples of 4 up to 16, of 16 beyond. Where few rows are left, rounding up adds most (decision 0028)."""
+LADDERS = (LADDER, (32,))
 """Those that are tried where an input may be padded."""
 
 Data = str | Path | Sequence[Mapping[str, Any]]
@@ -180,7 +180,7 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         counts = calibrate(program, rows, wish.quantile)
         share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
         return Plan(lowering, form, (), counts, wish.lengths, (), f"{reason}; {share} of {len(rows)} samples of {name}")
-    ladder = wish.buckets or rule.buckets or STEP
+    ladder = wish.buckets or rule.buckets or LADDER
     usual: tuple[int, ...] = ()
     if wish.profiled and wish.calibrate is not None:
         name, rows = samples()
@@ -254,7 +254,7 @@ def candidates(
     lowerings = LOWERINGS[:2] if wish.lowering == "auto" and not wish.buckets else (first.lowering,)
     forms = FORMS if wish.form == "auto" and wish.copies == 1 else (first.form,)
     found = [
-        replace(first, lowering=lowering, form=form, buckets=(first.buckets or STEP) if lowering == "bucketed" else ())
+        replace(first, lowering=lowering, form=form, buckets=(first.buckets or LADDER) if lowering == "bucketed" else ())
         for lowering in lowerings
         for form in forms
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from cells import Workload
 from PIL import Image
-from streams import Encoder, calibration_texts, choose, rising
+from streams import Encoder, calibration_texts, choose, rising, sizes
 from torch import nn
 
 from tpcompile import models
@@ -90,8 +90,8 @@ def prepare(name: str, workload: Workload, ratio: float, folder: Path) -> Chosen
         return _images(workload, ratio, folder)
     if workload.tokens:
         return _random_texts(workload, ratio, folder)
-    layers = Encoder.load(model_folder()).layers
-    thresholds = _once(folder / f"{ratio:g}.json", lambda: choose(model_folder(), calibration_texts(), ratio, rising(layers)))
+    shape = rising(sizes(model_folder())["num_hidden_layers"])
+    thresholds = _once(folder / f"{ratio:g}.json", lambda: choose(model_folder(), calibration_texts(), ratio, shape))
     stream = load_data("docstrings:stream", model_folder(), 256, workload.samples)
     if len(stream) < workload.samples:  # the long stream: every text of its half, short ones too
         stream = load_data("docstrings:report", model_folder(), 256, workload.samples)

@@ -14,7 +14,7 @@ Law = Literal["times", "from one", "over"]
 
 @dataclass(frozen=True)
 class Dial:
-    """One parameter of a dial. A factor of 1 leaves it as it is; a smaller one keeps more tokens, a larger one fewer.
+    """One parameter of a dial. A factor of 1 leaves a value within its ends as it is; a smaller one keeps more tokens, a larger one fewer.
 
     Attributes:
         parameter: its name; ``stages.keep`` is a field of every part of ``stages``. Of a list every value moves.
@@ -29,35 +29,31 @@ class Dial:
     least: float = 0.0
     most: float = math.inf
 
+    @property
+    def name(self) -> str:
+        """Of the method's parameter that it is, or is a part of."""
+        return self.parameter.partition(".")[0]
+
     def moved(self, value: float, factor: float) -> float:
         """A value under a factor above 0; a whole number stays one."""
         moved = {"times": value * factor, "from one": 1 - (1 - value) * factor, "over": value / factor}[self.law]
         moved = min(max(moved, self.least), self.most)
         return round(moved) if isinstance(value, int) else float(f"{moved:.{DIGITS}g}")
 
-    def rests(self, value: float) -> bool:
-        """Whether no factor moves a value."""
-        return value == {"times": 0, "from one": 1}.get(self.law)
-
 
 def turned(dials: Sequence[Dial], parameters: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """A method's parameters, JSON-able, with its dial turned by a factor above 0."""
     found = dict(parameters)
     for dial in dials:
-        name, *path = dial.parameter.split(".")
-        if found.get(name) is not None:
-            found[name] = _each(found[name], path, partial(dial.moved, factor=factor))
+        if found.get(dial.name) is not None:
+            found[dial.name] = _each(found[dial.name], dial.parameter.split(".")[1:], partial(dial.moved, factor=factor))
     return found
 
 
 def moving(dials: Sequence[Dial], parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """The parameters of a dial that a factor moves: those that are given, and not at the end where every token stays."""
-    found: list[str] = []
-    for dial in dials:
-        name, *path = dial.parameter.split(".")
-        if parameters.get(name) is not None:
-            found += [dial.parameter] if not all(map(dial.rests, _values(parameters[name], path))) else []
-    return tuple(found)
+    given = dict(parameters)
+    return tuple(dial.parameter for dial in dials if any(turned([dial], given, factor) != given for factor in (0.5, 2.0)))
 
 
 def _each(value: Any, path: Sequence[str], change: Callable[[Any], Any]) -> Any:
@@ -67,10 +63,3 @@ def _each(value: Any, path: Sequence[str], change: Callable[[Any], Any]) -> Any:
     if path:
         return {**value, path[0]: _each(value[path[0]], path[1:], change)}
     return change(value)
-
-
-def _values(value: Any, path: Sequence[str]) -> list[Any]:
-    """Every value of a parameter on the path."""
-    if isinstance(value, list):
-        return [one for part in value for one in _values(part, path)]
-    return _values(value[path[0]], path[1:]) if path else [value]

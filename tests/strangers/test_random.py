@@ -1,6 +1,6 @@
 """The law for random small transformers: whatever is dropped, gathered equals masked, or the model is refused for a known reason.
 
-100 examples in the gate, the same each time; ``make nightly`` draws 2,000 anew (``TPCOMPILE_EXAMPLES``).
+64 examples in the gate, the same each time; ``make nightly`` draws 2,000 anew (``TPCOMPILE_EXAMPLES``).
 """
 
 import os
@@ -40,7 +40,7 @@ from tpcompile.passes import pipeline
 from tpcompile.program import Program, Trace
 
 ANEW = "TPCOMPILE_EXAMPLES" in os.environ
-EXAMPLES = int(os.environ.get("TPCOMPILE_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("TPCOMPILE_EXAMPLES", "64"))
 PARTS = 4
 LAW = settings(
     max_examples=-(-EXAMPLES // PARTS), derandomize=not ANEW, deadline=None, database=None, print_blob=True,

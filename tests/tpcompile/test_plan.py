@@ -16,7 +16,7 @@ from tpcompile.cli import main
 from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
 from tpcompile.passes import DEFAULT
-from tpcompile.plan import AUTO, OTHERWISE, RULES, STEP, Plan, Wish, calibrate, candidates, settle
+from tpcompile.plan import AUTO, LADDER, OTHERWISE, RULES, Plan, Wish, calibrate, candidates, settle
 from tpcompile.program import Program
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -111,7 +111,7 @@ def test_what_is_asked_for_is_taken(program: Program) -> None:
     assert settle(Wish("dynamic"), "openvino", program, nothing) == Plan("dynamic", "single")
     assert settle(Wish(buckets=(8, 16)), "onnx", program, nothing) == Plan("bucketed", "single", (8, 16))
     bucketed = settle(Wish("bucketed"), "onnx", program, nothing)
-    assert bucketed == Plan("bucketed", "single", STEP)
+    assert bucketed == Plan("bucketed", "single", LADDER)
     assert bucketed.reason == "asked for"
     assert str(bucketed.step) == "lower{buckets=16}"
 
@@ -133,12 +133,12 @@ def test_what_a_wish_leaves_open_is_tried_and_the_rule_comes_first(program: Prog
         return [(plan.lowering, plan.form, plan.buckets or plan.counts) for plan in found]
 
     everything = [
-        ("dynamic", "single", ()), ("dynamic", "staged", ()), ("bucketed", "single", STEP), ("bucketed", "staged", STEP),
+        ("dynamic", "single", ()), ("dynamic", "staged", ()), ("bucketed", "single", LADDER), ("bucketed", "staged", LADDER),
     ]  # fmt: skip
     assert tried(Wish(tune=True)) == everything
     assert sorted(tried(Wish(tune=True), "openvino")) == sorted(everything)
     assert tried(Wish(tune=True, buckets=(4, 8))) == [("bucketed", "single", (4, 8)), ("bucketed", "staged", (4, 8))]
-    assert tried(Wish(tune=True, form="staged")) == [("dynamic", "staged", ()), ("bucketed", "staged", STEP)]
+    assert tried(Wish(tune=True, form="staged")) == [("dynamic", "staged", ()), ("bucketed", "staged", LADDER)]
     assert tried(Wish("static", tune=True)) == [("static", "single", (17,)), ("static", "staged", (17,))]
 
 

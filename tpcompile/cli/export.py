@@ -209,4 +209,4 @@ def _is_shape(method: str, parameters: dict[str, Any]) -> bool:
     """Whether the line leaves a method's dial to the recipe."""
     from tpcompile.models.methods import find_method
 
-    return not parameters or parameters.keys().isdisjoint(dial.parameter.partition(".")[0] for dial in find_method(method).dials)
+    return parameters.keys().isdisjoint(dial.name for dial in find_method(method).dials)
