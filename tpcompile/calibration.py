@@ -8,6 +8,7 @@ import numpy as np
 from tpcompile.data.images import CONFIG
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample
+from tpcompile.data.tensors import is_tensors
 from tpcompile.errors import UsageError
 from tpcompile.plan import Data
 from tpcompile.subject import Subject
@@ -16,7 +17,7 @@ CALIBRATION = 100
 """The most samples that are read."""
 TOKENS = (2, 512)
 """Least and most tokens of a text where the model does not say."""
-ARRAYS = "pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
+ARRAYS = "give real inputs: --calibrate F, a file or folder of tensors; in Python also calibrate=[{name: array, ...}, ...]"
 
 
 def carry(folder: Path, subject: Subject) -> None:
@@ -41,17 +42,29 @@ def calibration(
         fix: its way out.
 
     Raises:
-        UsageError: there is none, or it cannot be read.
+        UsageError: there is none, it cannot be read, or it holds no sample that is long enough.
     """
     if given is not None and not isinstance(given, (str, Path)):
-        return "the caller", [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
+        name = "the caller"
+        rows = [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
+    else:
+        name, rows = _read(folder, subject, given, tokens, why, fix)
+    if not rows:
+        raise UsageError(f"{name} gives no sample{f' of {tokens[0]} tokens or more' if tokens else ''}", fix=fix)
+    return name, rows
+
+
+def _read(
+    folder: Path, subject: Subject, given: str | Path | None, tokens: tuple[int, int] | None, why: str, fix: str
+) -> tuple[str, list[Sample]]:
+    """What a specification names, or what comes with the model; texts that are too short are left out."""
     if given is None:
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
         given = "docstrings:calibration" if (folder / "tokenizer.json").is_file() else "digits:calibration" if grey else None
     if given is None:
         raise UsageError(f"{why}, and none comes with this model", fix=fix)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
-        raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=ARRAYS)
+    if not is_tensors(Path(given)) and not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
+        raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=fix)
     least, most = tokens or TOKENS
     rows = load_data(given, folder, most, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
     return str(given), [row for row in rows if row.length >= least or tokens is None]

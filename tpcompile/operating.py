@@ -59,7 +59,7 @@ def fit(subject: Subject, target: float, samples: Sequence[Sample], data: str, p
     Args:
         subject: pruned by one of our methods; the values of its dial are a shape, whose proportions stay.
         target: dense over pruned, above 1.
-        samples: real inputs; the first `SAMPLES` are run, one by one.
+        samples: real inputs, one or more; the first `SAMPLES` are run, one by one.
         data: what they are called.
         progress: called before every run of the samples.
 
@@ -67,12 +67,10 @@ def fit(subject: Subject, target: float, samples: Sequence[Sample], data: str, p
         The subject with the fitted parameters, and how they were found in ``fitted``.
 
     Raises:
-        UsageError: the method has no dial, no factor reaches the target, or there are no samples.
+        UsageError: the method has no dial, or no factor reaches the target.
     """
     check_target(target)
     moves, rows = subject.pruned.moves, samples[:SAMPLES]
-    if not rows:
-        raise UsageError(f"{data} holds no sample to fit a FLOPs ratio on", fix="give data with at least one sample")
     ratio = _watched(ratio_on(subject, rows), f"fit FLOPs /{target:g} on {len(rows)} samples", progress)
     factor, reached = search(lambda factor: ratio(subject.pruned.turned(factor)), target, subject.pruned.method)
     found = subject.turned(factor)

@@ -230,6 +230,6 @@ def test_static_without_data_is_refused(tmp_path: Path) -> None:
         )
     assert str(caught.value) == (
         "constant counts and 8-bit ranges are taken from data, and none comes with this model\n"
-        "  fix     pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
+        "  fix     give real inputs: --calibrate F, a file or folder of tensors; in Python also calibrate=[{name: array, ...}, ...]"
     )
     assert not (tmp_path / "out").exists()

@@ -138,14 +138,6 @@ def test_what_saves_nothing_is_refused(target: float, tmp_path: Path) -> None:
     )
 
 
-def test_no_samples_are_refused(bert_folder: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        fit(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.1] * 3}), 2.0, [], "nothing.txt")
-    assert str(caught.value) == (
-        "nothing.txt holds no sample to fit a FLOPs ratio on\n  fix     give data with at least one sample"
-    )
-
-
 def test_a_model_that_prunes_by_itself_is_refused() -> None:
     subject = subject_of(torch.nn.Linear(3, 3).eval(), {"input": torch.ones(1, 3)}, None, None, None)
     with pytest.raises(UsageError) as caught:
