@@ -16,8 +16,8 @@ ROWS = (
         "report", "report.spectrogram", "rows", "spec", "timing", "timing.roofline", "timing.stats",
     ),
     (
-        "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "kept", "manifest", "ops", "passes.schedule",
-        "proof.scores", "recipe", "report.patchview", "timing.targets",
+        "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "inputs", "kept", "manifest", "ops",
+        "passes.schedule", "proof.scores", "recipe", "report.patchview", "timing.targets",
     ),
     (
         "bundle", "compare.graphview", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules", "program",

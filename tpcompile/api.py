@@ -228,9 +228,9 @@ def _fitted(folder: Path, subject: Subject, flops: float, data: Data | None, dim
     """The subject at an operating point; its data is read by way of a folder that takes tokenizer and preprocessing."""
     moved = subject.pruned.moves[0].partition(".")[0]
     carry(folder, subject)
-    tokens = dims["seq"][::2] if "seq" in dims else subject.ranges.get("seq")
+    takes = replace(subject.takes, dims={**subject.ranges, **{dim: (least, most) for dim, (least, _, most) in dims.items()}})
     fix = f"give real inputs (--calibrate F or --data F; in Python, also a mapping of arrays a sample), or {moved} of your own and no ratio"
-    name, rows = calibration(folder, subject, data, tokens, "a FLOPs ratio is fitted on data", fix)
+    name, rows = calibration(folder, subject, data, takes, "a FLOPs ratio is fitted on data", fix)
     return fit_subject(subject, flops, rows, name, progress)
 
 

@@ -19,7 +19,6 @@ from tpcompile.capture import capture
 from tpcompile.compat import return_memory
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
-from tpcompile.engine import check
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
 from tpcompile.manifest import StageInfo
@@ -37,7 +36,7 @@ from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.prime import cover
 from tpcompile.program import Program
-from tpcompile.record import record, record_dense
+from tpcompile.record import record, record_dense, taken
 from tpcompile.spec import TensorSpec
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
@@ -176,8 +175,6 @@ def fill(
     sizes = _sizes(subject)
     extent = Extent(narrow(compiled.compact.dims, wish.dims, sizes), tuple(capabilities))
     _admit(sizes, extent)
-    say("write ONNX")
-    twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
         carry(part, subject)
@@ -187,6 +184,10 @@ def fill(
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
+    takes = taken(compiled, extent)
+    shown = [takes.check(feed) for feed in grouped(found()[1], subject.batch)] if wish.prime else []  # before anything is built
+    say("write ONNX")
+    twin, reference = compiled.twin, compiled.reference
     plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent)
     feeds = _observed(precision, found, subject)
     lowered = plan.step(compiled.compact)
@@ -204,7 +205,7 @@ def fill(
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured, "copies": wish.copies})
     if wish.prime:
-        primers = [check(one, common) for one in cover(lowered, common, grouped(found()[1], subject.batch))]
+        primers = cover(lowered, common, shown)
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
@@ -318,7 +319,7 @@ def _calibration(
     """Data to calibrate on, and what it is called; see `calibration`."""
     say("calibrate")
     why = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
-    return calibration(folder, compiled.subject, wish.calibrate, _tokens(extent), why)
+    return calibration(folder, compiled.subject, wish.calibrate, taken(compiled, extent), why)
 
 
 def _tokens(extent: Extent) -> tuple[int, int] | None:

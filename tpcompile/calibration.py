@@ -1,5 +1,6 @@
 """Real data of the kind an engine will meet, to calibrate or fit on: the caller's, or the calibration part of what comes with a model."""
 
+from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
 
@@ -10,6 +11,7 @@ from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample
 from tpcompile.data.tensors import is_tensors
 from tpcompile.errors import UsageError
+from tpcompile.inputs import Takes
 from tpcompile.plan import Data
 from tpcompile.subject import Subject
 
@@ -29,34 +31,39 @@ def carry(folder: Path, subject: Subject) -> None:
 
 
 def calibration(
-    folder: Path, subject: Subject, given: Data | None, tokens: tuple[int, int] | None, why: str, fix: str = ARRAYS
+    folder: Path, subject: Subject, given: Data | None, takes: Takes, why: str, fix: str = ARRAYS
 ) -> tuple[str, list[Sample]]:
-    """Samples, and what they are called.
+    """Samples that fit, and what they are called.
 
     Args:
         folder: with what ``carry`` put there.
         subject: the model.
         given: by the caller; None: the calibration part of what comes with the model.
-        tokens: least and most of a text; None where the length is no dynamic size.
+        takes: what they are for; texts shorter than its ``seq`` are left out.
         why: what needs data, for the refusal.
         fix: its way out.
 
     Raises:
         UsageError: there is none, it cannot be read, or it holds no sample that is long enough.
+        InputError: a sample does not fit: torch would fail on it, or read what is not there.
     """
+    tokens = takes.dims.get("seq")
     if given is not None and not isinstance(given, (str, Path)):
         name = "the caller"
         rows = [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
     else:
-        name, rows = _read(folder, subject, given, tokens, why, fix)
+        name, rows = _read(folder, subject, given, takes, why, fix)
     if not rows:
         raise UsageError(f"{name} gives no sample{f' of {tokens[0]} tokens or more' if tokens else ''}", fix=fix)
+    # A sample comes alone, however many the engine takes at once.
+    together = {spec.shape[0] for spec in takes.inputs if spec.shape}
+    alone = replace(takes, dims={dim: sizes for dim, sizes in takes.dims.items() if dim not in together})
+    for row in rows:
+        alone.check(row.inputs)
     return name, rows
 
 
-def _read(
-    folder: Path, subject: Subject, given: str | Path | None, tokens: tuple[int, int] | None, why: str, fix: str
-) -> tuple[str, list[Sample]]:
+def _read(folder: Path, subject: Subject, given: str | Path | None, takes: Takes, why: str, fix: str) -> tuple[str, list[Sample]]:
     """What a specification names, or what comes with the model; texts that are too short are left out."""
     if given is None:
         grey = (folder / CONFIG).is_file() and next(iter(subject.inputs.values())).shape[1:] == (1, 8, 8)
@@ -65,6 +72,7 @@ def _read(
         raise UsageError(f"{why}, and none comes with this model", fix=fix)
     if not is_tensors(Path(given)) and not any((folder / name).is_file() for name in ("tokenizer.json", CONFIG)):
         raise UsageError(f"{given} cannot be read: this model has no tokenizer and no preprocessing", fix=fix)
-    least, most = tokens or TOKENS
-    rows = load_data(given, folder, most, CALIBRATION, names=tuple(subject.inputs), patches=subject.patches)
-    return str(given), [row for row in rows if row.length >= least or tokens is None]
+    least, most = takes.dims.get("seq", TOKENS)
+    names = tuple(spec.name for spec in takes.inputs)
+    rows = load_data(given, folder, most, CALIBRATION, names=names, patches=subject.patches)
+    return str(given), [row for row in rows if row.length >= least or "seq" not in takes.dims]

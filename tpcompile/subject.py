@@ -14,12 +14,13 @@ from torch.utils import _pytree as pytree
 from tpcompile import models
 from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
+from tpcompile.inputs import Takes
 from tpcompile.manifest import FittedInfo, MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
 from tpcompile.models.families.speech import SpeechParts
 from tpcompile.models.families.vit import VitParts
 from tpcompile.program import Program
-from tpcompile.spec import Patches
+from tpcompile.spec import Patches, TensorSpec
 
 LARGEST_BATCH = 512
 """Greatest size of a ragged batch."""
@@ -78,6 +79,19 @@ class Subject:
                 fix="leave the FLOPs ratio out, or pass a dense model and a method",
             )
         return self.model
+
+    @property
+    def takes(self) -> Takes:
+        """What the model takes, as far as its example and its source say."""
+        specs = tuple(
+            TensorSpec(
+                name,
+                str(value.dtype).removeprefix("torch."),
+                tuple(self.dynamic.get(name, {}).get(dim, size) for dim, size in enumerate(value.shape)),
+            )
+            for name, value in self.inputs.items()
+        )
+        return Takes(specs, self.ranges, self.values)
 
     def turned(self, factor: float) -> "Subject":
         """The same with the method's dial turned; see ``tpcompile.models.Pruned.turned``."""
