@@ -36,7 +36,7 @@ from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.prime import cover
 from tpcompile.program import Program
-from tpcompile.record import record, record_dense, taken
+from tpcompile.record import accepted, record, record_dense
 from tpcompile.spec import TensorSpec
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
@@ -184,7 +184,7 @@ def fill(
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
-    takes = taken(compiled, extent)
+    takes = accepted(compiled, extent)
     shown = [takes.check(feed) for feed in grouped(found()[1], subject.batch)] if wish.prime else []  # before anything is built
     say("write ONNX")
     twin, reference = compiled.twin, compiled.reference
@@ -240,10 +240,12 @@ def _plan(
     say("tune")
     feeds = grouped(rows[:TUNED], compiled.subject.batch)
     observed = _observed(precision, found, compiled.subject)
+
+    def build(one: Plan, out: Path) -> None:
+        trial(out, compiled, target, precision, one, extent, observed, wish.copies)
+
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        trials = tune(
-            plans, lambda plan, out: trial(out, compiled, target, precision, plan, extent, observed), Path(scratch), feeds
-        )
+        trials = tune(plans, build, Path(scratch), feeds)
     taken = choose(trials).plan
     reason = f"measured: of {len(plans)} the fastest on {min(len(rows), TUNED)} samples of {name}"
     if taken == plans[0]:
@@ -258,8 +260,9 @@ def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
 
 
 def trial(
-    folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = ()
-) -> None:
+    folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = (),
+    copies: int = 1,
+) -> None:  # fmt: skip
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it.
 
     Args:
@@ -270,10 +273,12 @@ def trial(
         plan: what is built.
         extent: what the engine must fit; none: all that the model takes.
         feeds: inputs that show the range of activations, for 8 bits.
+        copies: of the engine, that are opened.
     """
     extent = extent or Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
-    bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+    made = record(compiled, target, precision, plan, outputs, extent)
+    bundles.seal(folder, made.model_copy(update={"stages": stages, "copies": copies}))
 
 
 def _sizes(subject: Subject) -> dict[str, int]:
@@ -319,7 +324,7 @@ def _calibration(
     """Data to calibrate on, and what it is called; see `calibration`."""
     say("calibrate")
     why = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
-    return calibration(folder, compiled.subject, wish.calibrate, taken(compiled, extent), why)
+    return calibration(folder, compiled.subject, wish.calibrate, accepted(compiled, extent), why)
 
 
 def _tokens(extent: Extent) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "no
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 
 
-def taken(compiled: "Compiled", extent: Extent) -> Takes:
+def accepted(compiled: "Compiled", extent: Extent) -> Takes:
     """What an engine of these sizes takes."""
     compact = compiled.compact
     attended = tuple(sorted(compact.placeholders()[name] for name in compact.bits))
@@ -44,7 +44,7 @@ def record(
         outputs: what the engine gives.
         extent: sizes and GPUs that it was built for.
     """
-    compact, subject, takes = compiled.compact, compiled.subject, taken(compiled, extent)
+    compact, subject, takes = compiled.compact, compiled.subject, accepted(compiled, extent)
     paper = polynomial(compiled.placed)
     terms = {
         "paper": paper,
