@@ -178,7 +178,7 @@ def fill(
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
         carry(part, subject)
-    found = cache(lambda: _calibration(folder, compiled, wish, extent, say))
+    found = cache(lambda: _calibration(folder, compiled, wish, precision, extent, say))
     if wish.copies > 1 and not compiled.compact.dims:
         raise UsageError("copies are for inputs of several lengths, and this model takes one", fix="leave the copies out")
     if wish.lengths:
@@ -319,12 +319,22 @@ def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, in
 
 
 def _calibration(
-    folder: Path, compiled: Compiled, wish: Wish, extent: Extent, say: Callable[[str], None]
+    folder: Path, compiled: Compiled, wish: Wish, precision: str, extent: Extent, say: Callable[[str], None]
 ) -> tuple[str, list[Sample]]:
     """Data to calibrate on, and what it is called; see `calibration`."""
     say("calibrate")
-    why = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
-    return calibration(folder, compiled.subject, wish.calibrate, accepted(compiled, extent), why)
+    return calibration(folder, compiled.subject, wish.calibrate, accepted(compiled, extent), needed(wish, precision))
+
+
+def needed(wish: Wish, precision: str) -> str:
+    """What needs data; usual counts do not, they are taken from data that is given."""
+    reasons = (
+        (wish.tune, "tuning times real inputs"),
+        (wish.lowering == "static", "constant counts are taken from data"),
+        (precision in GRIDS, "8-bit ranges are taken from data"),
+        (wish.prime, "priming runs real inputs"),
+    )
+    return next((text for asked, text in reasons if asked), "usual counts are taken from data")
 
 
 def _tokens(extent: Extent) -> tuple[int, int] | None:

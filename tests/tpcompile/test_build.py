@@ -81,3 +81,17 @@ def test_what_is_timed_has_the_copies_of_what_is_exported(
     wish, extent = Wish(tune=True, copies=3), Extent({"seq": (2, 12, 48)})
     build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", lambda step: None, wish, lambda: ("some", [row]), extent)
     assert timed == [("dynamic", "single", 3), ("bucketed", "single", 3)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "precision", "text"),
+    [
+        (Wish("static", tune=True), "fp32", "tuning times real inputs"),
+        (Wish("static", prime=True), "int8", "constant counts are taken from data"),
+        (Wish(prime=True), "int8", "8-bit ranges are taken from data"),
+        (Wish(prime=True), "fp32", "priming runs real inputs"),
+        (Wish(profiled=True), "fp32", "usual counts are taken from data"),
+    ],
+)
+def test_a_refusal_for_want_of_data_says_what_asked(wish: Wish, precision: str, text: str) -> None:
+    assert build.needed(wish, precision) == text
