@@ -17,7 +17,7 @@ from tpcompile.backends import Copier, backend
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
-from tpcompile.calibration import calibration, carry
+from tpcompile.calibration import calibration
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data.feeds import batch_of, samples_of
 from tpcompile.data.samples import Sample, batches, collate
@@ -227,7 +227,7 @@ def _fitted(folder: Path, subject: Subject, flops: float, data: Data | None, dim
             progress: Progress | None) -> Subject:  # fmt: skip
     """The subject at an operating point; its data is read by way of a folder that takes tokenizer and preprocessing."""
     moved = subject.pruned.moves[0].partition(".")[0]
-    carry(folder, subject)
+    subject.carry(folder)
     takes = replace(subject.takes, dims={**subject.ranges, **{dim: (least, most) for dim, (least, _, most) in dims.items()}})
     fix = f"give real inputs (--calibrate F or --data F; in Python, also a mapping of arrays a sample), or {moved} of your own and no ratio"
     name, rows = calibration(folder, subject, data, takes, "a FLOPs ratio is fitted on data", fix)

@@ -14,7 +14,7 @@ import torch
 from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
-from tpcompile.calibration import TOKENS, calibration, carry
+from tpcompile.calibration import TOKENS, calibration
 from tpcompile.capture import capture
 from tpcompile.compat import return_memory
 from tpcompile.data.load import load_data
@@ -177,7 +177,7 @@ def fill(
     _admit(sizes, extent)
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
-        carry(part, subject)
+        subject.carry(part)
     found = cache(lambda: _calibration(folder, compiled, wish, precision, extent, say))
     if wish.copies > 1 and not compiled.compact.dims:
         raise UsageError("copies are for inputs of several lengths, and this model takes one", fix="leave the copies out")

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
 
 import numpy as np
 
@@ -22,21 +21,13 @@ TOKENS = (2, 512)
 ARRAYS = "give real inputs: --calibrate F, a file or folder of tensors; in Python also calibrate=[{name: array, ...}, ...]"
 
 
-def carry(folder: Path, subject: Subject) -> None:
-    """Put a model's tokenizer, preprocessing and config files into a folder."""
-    for asset in subject.assets:
-        copyfile(asset, folder / asset.name)
-    for name, content in subject.documents.items():
-        (folder / name).write_text(content, encoding="utf-8")
-
-
 def calibration(
     folder: Path, subject: Subject, given: Data | None, takes: Takes, why: str, fix: str = ARRAYS
 ) -> tuple[str, list[Sample]]:
     """Samples that fit, and what they are called.
 
     Args:
-        folder: with what ``carry`` put there.
+        folder: with what ``Subject.carry`` put there.
         subject: the model.
         given: by the caller; None: the calibration part of what comes with the model.
         takes: what they are for; texts shorter than its ``seq`` are left out.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -92,6 +93,13 @@ class Subject:
             for name, value in self.inputs.items()
         )
         return Takes(specs, self.ranges, self.values)
+
+    def carry(self, folder: Path) -> None:
+        """Put the tokenizer, preprocessing and config files into a folder."""
+        for asset in self.assets:
+            copyfile(asset, folder / asset.name)
+        for name, content in self.documents.items():
+            (folder / name).write_text(content, encoding="utf-8")
 
     def turned(self, factor: float) -> "Subject":
         """The same with the method's dial turned; see ``tpcompile.models.Pruned.turned``."""
