@@ -158,19 +158,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     """
     runtime = backend(target)
     wish = Wish(
-        lowering,
-        form,
-        tuple(buckets),
-        calibrate,
-        static_quantile,
-        tune,
-        tuple(lengths),
-        prime,
-        copies,
-        dict(dims or {}),
-        runtime.profiled,
-        flops is not None,
-    )
+        lowering=lowering, form=form, buckets=tuple(buckets), calibrate=calibrate, quantile=static_quantile, tune=tune,
+        lengths=tuple(lengths), prime=prime, copies=copies, dims=dict(dims or {}), profiled=runtime.profiled, fits=flops is not None,
+    )  # fmt: skip
     if copies > 1 and not isinstance(runtime, Copier):
         raise UsageError(f"target {target} has no copies: a change of shape costs it nothing", fix="leave the copies out")
     if flops is not None:
