@@ -68,7 +68,7 @@ def test_what_is_reached_is_what_the_manifest_says(method: str, parameters: dict
 
 def test_sites_that_are_left_masked_count_as_the_manifest_counts_them() -> None:
     rows = images(2)
-    subject = subject_of(DIGITS, None, None, "cls-attention", {"thresholds": [0.0, 0.004, 0.008, 0.012, 0.014, 0.016]})
+    subject = subject_of(DIGITS, None, None, "cls-attention", {"thresholds": [0.008, 0.008, 0.01, 0.012, 0.014, 0.016]})
     skipping = replace(subject, skip_below=0.1)
     counted = [ratio_on(one, rows)(one.pruned) for one in (subject, skipping)]
     assert counted == pytest.approx([manifest_ratio(subject, rows), manifest_ratio(skipping, rows)], rel=1e-9)
