@@ -12,12 +12,12 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 # fmt: off
 ROWS = (
     (
-        "compare", "compat", "data", "environment", "errors", "frozen", "onnx", "onnx.fuse", "proof", "proof.keptsets",
-        "report", "report.spectrogram", "rows", "spec", "timing", "timing.roofline", "timing.stats",
+        "compare", "compat", "data", "environment", "errors", "files", "frozen", "onnx", "onnx.fuse", "proof",
+        "proof.keptsets", "report", "report.spectrogram", "rows", "spec", "timing", "timing.stats",
     ),
     (
-        "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "kept", "manifest", "ops", "passes.schedule",
-        "proof.scores", "recipe", "report.patchview", "timing.targets",
+        "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "inputs", "kept", "manifest", "ops",
+        "passes.schedule", "proof.scores", "recipe", "report.patchview", "timing.roofline", "timing.targets",
     ),
     (
         "bundle", "compare.graphview", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules", "program",

@@ -17,7 +17,7 @@ from tpcompile.backends import backend, copier
 from tpcompile.backends.base import Backend, Profiler
 from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
-from tpcompile.calibration import calibration, carry
+from tpcompile.calibration import calibration
 from tpcompile.capture import Dynamic, capture
 from tpcompile.data.feeds import batch_of, samples_of
 from tpcompile.data.samples import Sample, batches, collate
@@ -158,19 +158,9 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
     """
     runtime = backend(target)
     wish = Wish(
-        lowering,
-        form,
-        tuple(buckets),
-        calibrate,
-        static_quantile,
-        tune,
-        tuple(lengths),
-        prime,
-        copies,
-        dict(dims or {}),
-        runtime.profiled,
-        flops is not None,
-    )
+        lowering=lowering, form=form, buckets=tuple(buckets), calibrate=calibrate, quantile=static_quantile, tune=tune,
+        lengths=tuple(lengths), prime=prime, copies=copies, dims=dict(dims or {}), profiled=runtime.profiled, fits=flops is not None,
+    )  # fmt: skip
     if copies > 1:
         copier(target)
     if flops is not None:
@@ -227,10 +217,10 @@ def _fitted(folder: Path, subject: Subject, flops: float, data: Data | None, dim
             progress: Progress | None) -> Subject:  # fmt: skip
     """The subject at an operating point; its data is read by way of a folder that takes tokenizer and preprocessing."""
     moved = subject.pruned.moves[0].partition(".")[0]
-    carry(folder, subject)
-    tokens = dims["seq"][::2] if "seq" in dims else subject.ranges.get("seq")
+    subject.carry(folder)
+    takes = replace(subject.takes, dims={**subject.ranges, **{dim: (least, most) for dim, (least, _, most) in dims.items()}})
     fix = f"give real inputs (--calibrate F or --data F; in Python, also a mapping of arrays a sample), or {moved} of your own and no ratio"
-    name, rows = calibration(folder, subject, data, tokens, "a FLOPs ratio is fitted on data", fix)
+    name, rows = calibration(folder, subject, data, takes, "a FLOPs ratio is fitted on data", fix)
     return fit_subject(subject, flops, rows, name, progress)
 
 

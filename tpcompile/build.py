@@ -14,12 +14,11 @@ import torch
 from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
-from tpcompile.calibration import TOKENS, calibration, carry
+from tpcompile.calibration import TOKENS, calibration
 from tpcompile.capture import capture
 from tpcompile.compat import return_memory
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
-from tpcompile.engine import check
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
 from tpcompile.manifest import StageInfo
@@ -37,7 +36,7 @@ from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
 from tpcompile.prime import cover
 from tpcompile.program import Program
-from tpcompile.record import record, record_dense
+from tpcompile.record import accepted, record, record_dense
 from tpcompile.spec import TensorSpec
 from tpcompile.subject import Subject
 from tpcompile.tune import MARGIN, Trial, choose, tune
@@ -176,17 +175,19 @@ def fill(
     sizes = _sizes(subject)
     extent = Extent(narrow(compiled.compact.dims, wish.dims, sizes), tuple(capabilities))
     _admit(sizes, extent)
-    say("write ONNX")
-    twin, reference = compiled.twin, compiled.reference
     for part in (folder, folder / "dense"):
         part.mkdir(exist_ok=True)
-        carry(part, subject)
-    found = cache(lambda: _calibration(folder, compiled, wish, extent, say))
+        subject.carry(part)
+    found = cache(lambda: _calibration(folder, compiled, wish, precision, extent, say))
     if wish.copies > 1 and not compiled.compact.dims:
         raise UsageError("copies are for inputs of several lengths, and this model takes one", fix="leave the copies out")
     if wish.lengths:
         say("prove that padding changes nothing")
         _ = compiled.padding
+    takes = accepted(compiled, extent)
+    shown = [takes.check(feed) for feed in grouped(found()[1], subject.batch)] if wish.prime else []  # before anything is built
+    say("write ONNX")
+    twin, reference = compiled.twin, compiled.reference
     plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent)
     feeds = _observed(precision, found, subject)
     lowered = plan.step(compiled.compact)
@@ -204,7 +205,7 @@ def fill(
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured, "copies": wish.copies})
     if wish.prime:
-        primers = [check(one, common) for one in cover(lowered, common, grouped(found()[1], subject.batch))]
+        primers = cover(lowered, common, shown)
         bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
         common = common.model_copy(update={"primed": len(primers)})
     bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
@@ -239,10 +240,12 @@ def _plan(
     say("tune")
     feeds = grouped(rows[:TUNED], compiled.subject.batch)
     observed = _observed(precision, found, compiled.subject)
+
+    def build(one: Plan, out: Path) -> None:
+        trial(out, compiled, target, precision, one, extent, observed, wish.copies)
+
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        trials = tune(
-            plans, lambda plan, out: trial(out, compiled, target, precision, plan, extent, observed), Path(scratch), feeds
-        )
+        trials = tune(plans, build, Path(scratch), feeds)
     taken = choose(trials).plan
     reason = f"measured: of {len(plans)} the fastest on {min(len(rows), TUNED)} samples of {name}"
     if taken == plans[0]:
@@ -257,8 +260,9 @@ def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
 
 
 def trial(
-    folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = ()
-) -> None:
+    folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = (),
+    copies: int = 1,
+) -> None:  # fmt: skip
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it.
 
     Args:
@@ -269,10 +273,12 @@ def trial(
         plan: what is built.
         extent: what the engine must fit; none: all that the model takes.
         feeds: inputs that show the range of activations, for 8 bits.
+        copies: of the engine, that are opened.
     """
     extent = extent or Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
-    bundles.seal(folder, record(compiled, target, precision, plan, outputs, extent).model_copy(update={"stages": stages}))
+    made = record(compiled, target, precision, plan, outputs, extent)
+    bundles.seal(folder, made.model_copy(update={"stages": stages, "copies": copies}))
 
 
 def _sizes(subject: Subject) -> dict[str, int]:
@@ -313,12 +319,22 @@ def _behind(chain: Chain, plan: Plan, extent: Extent) -> dict[str, tuple[int, in
 
 
 def _calibration(
-    folder: Path, compiled: Compiled, wish: Wish, extent: Extent, say: Callable[[str], None]
+    folder: Path, compiled: Compiled, wish: Wish, precision: str, extent: Extent, say: Callable[[str], None]
 ) -> tuple[str, list[Sample]]:
     """Data to calibrate on, and what it is called; see `calibration`."""
     say("calibrate")
-    why = "tuning times real inputs" if wish.tune else "constant counts and 8-bit ranges are taken from data"
-    return calibration(folder, compiled.subject, wish.calibrate, _tokens(extent), why)
+    return calibration(folder, compiled.subject, wish.calibrate, accepted(compiled, extent), needed(wish, precision))
+
+
+def needed(wish: Wish, precision: str) -> str:
+    """What needs data; usual counts do not, they are taken from data that is given."""
+    reasons = (
+        (wish.tune, "tuning times real inputs"),
+        (wish.lowering == "static", "constant counts are taken from data"),
+        (precision in GRIDS, "8-bit ranges are taken from data"),
+        (wish.prime, "priming runs real inputs"),
+    )
+    return next((text for asked, text in reasons if asked), "usual counts are taken from data")
 
 
 def _tokens(extent: Extent) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import JsonValue, ValidationError
 
 from tpcompile.errors import EnvironmentFault, IntegrityError, StageError, TpcompileError, UsageError
+from tpcompile.files import replace_file
 from tpcompile.manifest import FileInfo, Manifest
 
 MANIFEST = "tpcompile.json"
@@ -124,16 +125,9 @@ class Bundle:
         """
         path = self.path / REPORTS / f"{name}.json"
         try:
-            path.parent.mkdir(exist_ok=True)
-            fresh = path.with_name(f".{name}.{os.getpid()}.part")
-            try:
-                fresh.write_text(json.dumps(document, indent=1), encoding="utf-8")
-                fresh.replace(path)
-            finally:
-                fresh.unlink(missing_ok=True)
+            return replace_file(path, json.dumps(document, indent=1))
         except OSError as error:
             raise EnvironmentFault(f"{path} cannot be written: {error.strerror}", fix="make the bundle writable") from error
-        return path
 
     def _part(self, name: str) -> "Bundle":
         _inside(self.path, name)
@@ -299,13 +293,7 @@ def _contents(root: Path, parts: Iterable[str]) -> list[str]:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    fresh = folder / f".{MANIFEST}.new"
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(folder / MANIFEST)
+    replace_file(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def _vacant(target: Path, force: bool) -> None:

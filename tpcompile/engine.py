@@ -13,12 +13,11 @@ from tpcompile.bundle import Bundle, read
 from tpcompile.chain import open_chain, shared
 from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.errors import InputError, UsageError
+from tpcompile.inputs import Takes
 from tpcompile.kept import Kept, compose
 from tpcompile.lengths import length, lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest
 from tpcompile.spec import TensorSpec
-
-INSPECT = "compare with `tpcompile inspect DIR`"
 
 
 def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarray]:
@@ -30,16 +29,8 @@ def check(feeds: Mapping[str, object], manifest: Manifest) -> dict[str, np.ndarr
     Raises:
         InputError: a name, dtype, rank, size or value that does not fit.
     """
-    specs = {tensor.name: tensor.spec for tensor in manifest.inputs}
-    _names(feeds, specs)
-    arrays = {name: _array(feeds[name], spec) for name, spec in specs.items()}
-    sizes: dict[str, int] = {}
-    for name, spec in specs.items():
-        _sizes(arrays[name], spec, manifest.dims, sizes)
-        _values(name, arrays[name], manifest.ranges.get(name))
-    for name in manifest.attended:
-        _attended(name, arrays[name])
-    return arrays
+    specs = tuple(tensor.spec for tensor in manifest.inputs)
+    return Takes(specs, manifest.dims, manifest.ranges, manifest.attended).check(feeds)
 
 
 class _Runner:
@@ -281,58 +272,3 @@ def _copies(bundle: Bundle, threads: int, callers: int) -> Session:
     """
     manifest, runtime = bundle.manifest, copier(bundle.manifest.target)
     return runtime.open_copies(bundle.path, manifest.copies, threads=threads, precision=manifest.precision, callers=callers)
-
-
-def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
-    for what, names in (("missing", specs.keys() - feeds.keys()), ("unknown", feeds.keys() - specs.keys())):
-        if names:
-            raise InputError(f"{what} input: {', '.join(sorted(names))}", fix=f"this engine takes exactly: {', '.join(specs)}")
-
-
-def _array(value: object, spec: TensorSpec) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{spec.name} is not an array: {error}", fix=f"pass {spec}") from error
-    if array.dtype != np.dtype(spec.dtype):
-        raise InputError(f"{spec.name} is {array.dtype}, not {spec.dtype}", fix=f"convert it with .astype(numpy.{spec.dtype})")
-    if array.ndim != len(spec.shape):
-        raise InputError(f"{spec.name} has shape {list(array.shape)}, not {spec}", fix=INSPECT)
-    return np.ascontiguousarray(array)
-
-
-def _sizes(array: np.ndarray, spec: TensorSpec, dims: Mapping[str, tuple[int, int]], seen: dict[str, int]) -> None:
-    """Compare one array's sizes with its spec, the dim's range, and the inputs before it (``seen``, added to)."""
-    for size, want in zip(array.shape, spec.shape, strict=True):
-        if isinstance(want, int):
-            if size != want:
-                raise InputError(f"{spec.name} has shape {list(array.shape)}, not {spec}", fix=INSPECT)
-            continue
-        low, high = dims.get(want, (1, size))
-        what = f"{spec.name} has {want} = {size}"
-        if size < max(low, 1):
-            raise InputError(
-                f"{what}; the engine takes {max(low, 1)} or more", fix="pass a longer input; empty text has no tokens"
-            )
-        if size > high:
-            raise InputError(f"{what}; the engine takes {high} at most", fix=f"truncate to {high}, or split the text")
-        if seen.setdefault(want, size) != size:
-            raise InputError(f"{what}, another input {seen[want]}", fix="give every input the same length")
-
-
-def _attended(name: str, mask: np.ndarray) -> None:
-    if not ((mask == 0) | (mask == 1)).all():
-        raise InputError(
-            f"{name} holds other numbers than 0 and 1", fix="pass 1 for a token and 0 for padding: the export assumed it"
-        )
-    if not (mask[:, 0] == 1).all():
-        raise InputError(f"{name} hides the first token of a sample", fix="pad on the right: the export assumed it")
-
-
-def _values(name: str, array: np.ndarray, limits: tuple[int, int] | None) -> None:
-    if limits is None or limits[0] <= array.min() <= array.max() <= limits[1]:
-        return
-    raise InputError(
-        f"{name} holds values from {array.min()} to {array.max()}; the engine takes {limits[0]} to {limits[1]}",
-        fix="tokenise with the tokenizer files in the bundle",
-    )

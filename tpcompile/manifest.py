@@ -131,7 +131,8 @@ STEPS = {
     "store": (2, range(1, 1000)), "take": (2, range(2, 3)), "gather": (2, range(1, 2)), "row": (1, range(2, 3)),
     "reshape": (1, range(16)), "unsqueeze": (1, range(1, 16)),
 }  # fmt: skip
-"""Op of a step -> how many values it reads, and how many numbers it may have."""
+"""Op of a step -> how many values it reads, and how many numbers it may have: of ``store`` the limit, then the
+ladder, which no caller makes this long; of ``reshape`` and ``unsqueeze`` a number a dim."""
 
 
 class StageInfo(_Record):
@@ -247,8 +248,10 @@ class Manifest(_Record):
     measured: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
-    def _names_inputs(self) -> Self:
+    def _fits(self) -> Self:
         Rows(self.lengths)
+        if self.copies > 1 and self.form == "staged":
+            raise ValueError("stages have no copies")
         wanted = {*self.attended, *((self.padding,) if self.lengths else ())}
         missing = sorted(wanted - {tensor.name for tensor in self.inputs})
         if missing:

@@ -23,8 +23,7 @@ from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
 from tpcompile.flops import Counts, saving
 from tpcompile.manifest import FittedInfo, Flops
-from tpcompile.passes import Place, pipeline
-from tpcompile.passes.base import Pipeline
+from tpcompile.passes import GraphPass, Pipeline, Place, Skip, pipeline
 from tpcompile.passes.cost import polynomial
 from tpcompile.program import Program
 from tpcompile.subject import Subject
@@ -59,7 +58,7 @@ def fit(subject: Subject, target: float, samples: Sequence[Sample], data: str, p
     Args:
         subject: pruned by one of our methods; the values of its dial are a shape, whose proportions stay.
         target: dense over pruned, above 1.
-        samples: real inputs; the first `SAMPLES` are run, one by one.
+        samples: real inputs, one or more; the first `SAMPLES` are run, one by one.
         data: what they are called.
         progress: called before every run of the samples.
 
@@ -67,12 +66,10 @@ def fit(subject: Subject, target: float, samples: Sequence[Sample], data: str, p
         The subject with the fitted parameters, and how they were found in ``fitted``.
 
     Raises:
-        UsageError: the method has no dial, no factor reaches the target, or there are no samples.
+        UsageError: the method has no dial, or no factor reaches the target.
     """
     check_target(target)
     moves, rows = subject.pruned.moves, samples[:SAMPLES]
-    if not rows:
-        raise UsageError(f"{data} holds no sample to fit a FLOPs ratio on", fix="give data with at least one sample")
     ratio = _watched(ratio_on(subject, rows), f"fit FLOPs /{target:g} on {len(rows)} samples", progress)
     factor, reached = search(lambda factor: ratio(subject.pruned.turned(factor)), target, subject.pruned.method)
     found = subject.turned(factor)
@@ -122,7 +119,8 @@ def ratio_on(subject: Subject, samples: Sequence[Sample]) -> Ratio:
     sites = [block for block, base in enumerate(first.bases) if base is not None]
     if not sites:
         return _eager(subject.pruned, given)
-    paper = polynomial(_placed(subject))
+    placed, left = _placed(subject)
+    sites, paper = [sites[number] for number in left], polynomial(placed)
     names = ("t0", *(f"t{number + 1}" for number in range(len(sites))))
     flops = Flops(tokens=names, paper=paper, dense=tuple((work, ("t0",) * len(sizes)) for work, sizes in paper))
 
@@ -138,11 +136,19 @@ def ratio_on(subject: Subject, samples: Sequence[Sample]) -> Ratio:
     return masked
 
 
-def _placed(subject: Subject) -> Program:
-    """The masked program as its method has it, before a pass saves what the papers count."""
-    steps = pipeline(subject.batch, subject.assume_masked).passes
+def _placed(subject: Subject) -> tuple[Program, tuple[int, ...]]:
+    """The masked program as its method has it, before a pass saves what papers count, and which of the method's sites it has."""
+    steps = pipeline(subject.batch, subject.assume_masked, skip_below=subject.skip_below).passes
     upto = next(number for number, step in enumerate(steps) if isinstance(step, Place))
-    return Pipeline(steps[: upto + 1])(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges))
+    skipped: set[int] = set()
+
+    def watch(step: GraphPass, before: Program, after: Program, seconds: float) -> None:
+        if isinstance(step, Skip):
+            keeps = {site.keep for site in after.sites}
+            skipped.update(number for number, site in enumerate(before.sites) if site.keep not in keeps)
+
+    placed = Pipeline(steps[: upto + 1])(capture(subject.model, subject.inputs, subject.dynamic, subject.ranges), watch)
+    return placed, tuple(number for number in range(len(placed.sites) + len(skipped)) if number not in skipped)
 
 
 def _eager(shape: "Pruned", given: Sequence[Mapping[str, Tensor]]) -> Ratio:
@@ -172,7 +178,7 @@ def _watched(ratio: Ratio, what: str, progress: Progress | None) -> Ratio:
     def watched(pruned: "Pruned") -> float:
         key = str(pruned.method_parameters)
         if progress is not None:
-            progress(what, min(next(steps), HALVINGS + 3), HALVINGS + 4)
+            progress(what, next(steps), 1 + FURTHEST + HALVINGS)
         if key not in known:
             known[key] = ratio(pruned)
         return known[key]

@@ -272,8 +272,6 @@ def calibrate(program: Program, samples: Sequence[Sample], quantile: float = 1.0
         samples: one or more.
         quantile: the share of the samples that must fit.
     """
-    if not samples:
-        raise UsageError("no samples to calibrate on", fix="give data with at least one sample")
     found = []
     for sample in samples:
         trace = program.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in sample.inputs.items()})

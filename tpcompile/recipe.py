@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tpcompile.errors import UsageError
+from tpcompile.files import replace_file
 
 EXAMPLE = "method: ltp\nparameters:\n  thresholds: [0.001, 0.002]"
 
@@ -60,13 +61,10 @@ class Recipe(BaseModel):
             wrong = "; ".join(f"{'.'.join(map(str, row['loc']))}: {row['msg'].lower()}" for row in error.errors())
             raise UsageError(f"{path} is no recipe: {wrong}", fix=fix) from error
 
-
     def write(self, path: Path) -> None:
-        """Write a YAML file, whole or not at all; one that is there is replaced."""
+        """Write a YAML file, whole or not at all; one that is there is replaced, a folder that is not there made."""
         text = yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=120, allow_unicode=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        replace_file(path, text)
 
 
 def schema_of(methods: Mapping[str, type[BaseModel]]) -> dict[str, Any]:

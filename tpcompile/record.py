@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpcompile import environment
 from tpcompile.backends import Extent, backend
+from tpcompile.inputs import Takes
 from tpcompile.manifest import BoundInfo, Flops, Manifest, PatchesInfo, SiteInfo, TensorInfo
 from tpcompile.onnx.emit import OnnxModel
 from tpcompile.passes.cost import polynomial
@@ -22,6 +23,14 @@ LAWS = {True: {"parity": TOLERANCE, "noise": NOISE}, False: {"parity": 5e-2, "no
 """Exact in float32; a reduced precision is approximate, and its engine is held to a bound of its own: bf16 has 8 bits."""
 
 
+def accepted(compiled: "Compiled", extent: Extent) -> Takes:
+    """What an engine of these sizes takes."""
+    compact = compiled.compact
+    attended = tuple(sorted(compact.placeholders()[name] for name in compact.bits))
+    dims = {name: (least, most) for name, (least, _, most) in extent.sizes.items()}
+    return Takes(compact.inputs, dims, compiled.subject.values, attended)
+
+
 def record(
     compiled: "Compiled", target: str, precision: str, plan: Plan, outputs: Sequence[TensorSpec], extent: Extent
 ) -> Manifest:
@@ -35,7 +44,7 @@ def record(
         outputs: what the engine gives.
         extent: sizes and GPUs that it was built for.
     """
-    compact, subject = compiled.compact, compiled.subject
+    compact, subject, takes = compiled.compact, compiled.subject, accepted(compiled, extent)
     paper = polynomial(compiled.placed)
     terms = {
         "paper": paper,
@@ -70,13 +79,13 @@ def record(
         batch=subject.batch,
         patches=None if subject.patches is None else PatchesInfo.of(subject.patches),
         note=subject.note,
-        dims={name: (least, most) for name, (least, _, most) in extent.sizes.items()},
+        dims=dict(takes.dims),
         capabilities=extent.capabilities,
         verified_on=backend(target).verified_on,
-        inputs=tuple(TensorInfo.of(s) for s in compact.inputs),
+        inputs=tuple(TensorInfo.of(s) for s in takes.inputs),
         outputs=tuple(TensorInfo.of(o) for o in outputs),
-        ranges=dict(subject.values),
-        attended=tuple(sorted(compact.placeholders()[name] for name in compact.bits)),
+        ranges=dict(takes.ranges),
+        attended=takes.attended,
         precision=precision,
         pipeline=",".join([*compact.history, *([str(plan.step)] if plan.step != Lower() else [])]),
         assumptions=(*compact.assumptions, *(compiled.padding.assumptions if plan.lengths else ())),

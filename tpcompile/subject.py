@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch.utils import _pytree as pytree
 from tpcompile import models
 from tpcompile.capture import Dynamic
 from tpcompile.errors import ModelError, UsageError, first_line
+from tpcompile.inputs import Takes
 from tpcompile.manifest import FittedInfo, MethodInfo, ModelInfo
 from tpcompile.models.checkpoint import digest
 from tpcompile.models.families.speech import SpeechParts
 from tpcompile.models.families.vit import VitParts
 from tpcompile.program import Program
-from tpcompile.spec import Patches
+from tpcompile.spec import Patches, TensorSpec
 
 LARGEST_BATCH = 512
 """Greatest size of a ragged batch."""
@@ -78,6 +80,26 @@ class Subject:
                 fix="leave the FLOPs ratio out, or pass a dense model and a method",
             )
         return self.model
+
+    @property
+    def takes(self) -> Takes:
+        """What the model takes, as far as its example and its source say."""
+        specs = tuple(
+            TensorSpec(
+                name,
+                str(value.dtype).removeprefix("torch."),
+                tuple(self.dynamic.get(name, {}).get(dim, size) for dim, size in enumerate(value.shape)),
+            )
+            for name, value in self.inputs.items()
+        )
+        return Takes(specs, self.ranges, self.values)
+
+    def carry(self, folder: Path) -> None:
+        """Put the tokenizer, preprocessing and config files into a folder."""
+        for asset in self.assets:
+            copyfile(asset, folder / asset.name)
+        for name, content in self.documents.items():
+            (folder / name).write_text(content, encoding="utf-8")
 
     def turned(self, factor: float) -> "Subject":
         """The same with the method's dial turned; see ``tpcompile.models.Pruned.turned``."""

@@ -229,7 +229,7 @@ def test_static_without_data_is_refused(tmp_path: Path) -> None:
             Model().eval(), inputs(".1"), tmp_path / "out", dynamic={name: {1: "n"} for name in ("x", "drop")}, lowering="static"
         )
     assert str(caught.value) == (
-        "constant counts and 8-bit ranges are taken from data, and none comes with this model\n"
-        "  fix     pass calibrate=[{name: array, ...}, ...], the inputs of a few samples"
+        "constant counts are taken from data, and none comes with this model\n"
+        "  fix     give real inputs: --calibrate F, a file or folder of tensors; in Python also calibrate=[{name: array, ...}, ...]"
     )
     assert not (tmp_path / "out").exists()

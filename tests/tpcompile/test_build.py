@@ -1,19 +1,25 @@
 """What building does once, however many targets are built: times are not asserted, how often the slow steps run is."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tpcompile import build, ops
 from tpcompile import bundle as bundles
-from tpcompile import ops
-from tpcompile.build import compile_subject, fill
+from tpcompile.backends import Extent
+from tpcompile.build import Compiled, compile_subject, fill
+from tpcompile.data.samples import Sample
+from tpcompile.plan import Plan, Wish
 from tpcompile.subject import subject_of
+from tpcompile.tune import Trial
 
 
 class Model(nn.Module):
@@ -54,3 +60,38 @@ def test_every_graph_is_traced_written_and_checked_once(tmp_path: Path, monkeypa
         with bundles.stage(tmp_path / target) as folder:
             fill(folder, compiled, target)
     assert ran == {"traced": 1, "traced again": 1, "written": 3, "checked": 3}  # engine, dense, reference
+
+
+def test_what_is_timed_has_the_copies_of_what_is_exported(
+    text_compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[str, str, int]] = []
+
+    def tune(plans: list[Plan], make: Callable[[Plan, Path], None], folder: Path, feeds: object) -> list[Trial]:
+        for number, plan in enumerate(plans):
+            (folder / str(number)).mkdir()
+            make(plan, folder / str(number))
+            found = bundles.read(folder / str(number)).manifest
+            timed.append((found.lowering, found.form, found.copies))
+        return [Trial(plan, 1.0, 1.0, 0.0) for plan in plans]
+
+    monkeypatch.setattr(build, "_engine", lambda *given: ((), ()))
+    monkeypatch.setattr(build, "tune", tune)
+    row = Sample("", {"input_ids": np.full((1, 5), 7), "attention_mask": np.ones((1, 5), np.int64)})
+    wish, extent = Wish(tune=True, copies=3), Extent({"seq": (2, 12, 48)})
+    build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", lambda step: None, wish, lambda: ("some", [row]), extent)
+    assert timed == [("dynamic", "single", 3), ("bucketed", "single", 3)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "precision", "text"),
+    [
+        (Wish("static", tune=True), "fp32", "tuning times real inputs"),
+        (Wish("static", prime=True), "int8", "constant counts are taken from data"),
+        (Wish(prime=True), "int8", "8-bit ranges are taken from data"),
+        (Wish(prime=True), "fp32", "priming runs real inputs"),
+        (Wish(profiled=True), "fp32", "usual counts are taken from data"),
+    ],
+)
+def test_a_refusal_for_want_of_data_says_what_asked(wish: Wish, precision: str, text: str) -> None:
+    assert build.needed(wish, precision) == text

@@ -117,6 +117,7 @@ def test_a_link_to_the_whole_bundle_is_fine(made: Path) -> None:
         ({"files": {"model.onnx": {"sha256": SHA, "size": -1}}}, "files.model.onnx.size"),
         ({"attended": ["nobody"]}, "the top: Value error, there is no input nobody"),
         ({"lengths": [8], "padding": "nobody"}, "the top: Value error, there is no input nobody"),
+        ({"form": "staged", "copies": 2}, "the top: Value error, stages have no copies"),
         ({"lengths": [8, 4], "padding": "input_ids"}, "the top: Value error, 8, 4 is no rising list"),
         (
             {"stages": [{"steps": [{"op": "store", "reads": ["k", "p"], "gives": "i"}]}]},

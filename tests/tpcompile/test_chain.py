@@ -1,7 +1,7 @@
 """The chain: its gathers are the program's own ops, in numpy; a manifest whose stages do not fit is refused."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,9 +13,13 @@ from tpcompile import ops
 from tpcompile.backends.base import Session
 from tpcompile.chain import GATHERS, ChainSession, open_chain
 from tpcompile.errors import BuildFailed, IntegrityError, UsageError
-from tpcompile.manifest import Manifest, ModelInfo, StageInfo, StepInfo, TensorInfo
+from tpcompile.manifest import STEPS, Manifest, ModelInfo, StageInfo, StepInfo, TensorInfo
 
 GATE = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+
+
+def test_a_manifest_knows_the_ops_that_are_computed() -> None:
+    assert STEPS.keys() == GATHERS.keys() == set(get_args(StepInfo.model_fields["op"].annotation))
 
 
 def step(op: Any, *numbers: int, reads: tuple[str, ...] = ("a",), gives: str = "b") -> StepInfo:

@@ -70,6 +70,26 @@ def test_a_recipe_is_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_a_recipe_that_could_not_be_written_is_refused_before_the_fit(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = ["recipe", "fit", "-m", "nowhere", "--method", "evit", "--flops", "2"]
+    below = call(*line, "-o", tmp_path / "file" / "mine.yaml")
+    assert below.exit_code == 3
+    assert below.stderr == (
+        f"EnvironmentFault: {tmp_path}/file/mine.yaml cannot be written: {tmp_path}/file takes no files\n  fix     choose another -o\n"
+    )
+    folder = call(*line, "-o", tmp_path, "--force")
+    assert folder.exit_code == 2
+    assert "is a directory" in folder.stderr
+
+
+def test_a_recipe_brings_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "mine.yaml"
+    Recipe(method="ltp", parameters={"thresholds": [0.1]}).write(path)
+    assert Recipe.read(path).parameters == {"thresholds": [0.1]}
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.yaml"]
+
+
 def test_a_shipped_shape_without_data_is_refused(tmp_path: Path) -> None:
     vit = importlib.import_module("timm.models.vision_transformer")
     model = vit.VisionTransformer(img_size=16, patch_size=8, embed_dim=12, depth=12, num_heads=2, num_classes=3).eval()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpcompile import api, bundle
-from tpcompile.errors import InputError, UsageError
+from tpcompile.errors import UsageError
 from tpcompile.kept import Kept
 from tpcompile.lengths import lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest, TensorInfo
@@ -71,16 +71,6 @@ def test_a_bundle_that_pads_is_exact(exported: Path) -> None:
 
 def test_what_is_run_at_load_shows_the_sizes_to_come(exported: Path) -> None:
     assert [inputs["input_ids"].shape[1] for inputs in bundle.read(exported).primers()] == [5, 12]
-
-
-def test_what_load_could_not_run_is_refused_at_export(bert_folder: Path, tmp_path: Path) -> None:
-    seen = [{"input_ids": np.full((1, n), 7), "attention_mask": np.ones((1, n), dtype=np.int64)} for n in (5, 40)]
-    with pytest.raises(InputError, match="input_ids has seq = 40; the engine takes 20 at most"):
-        api.export(
-            bert_folder, out=tmp_path / "out", method="ltp", parameters={"thresholds": [0.0, 0.04, 0.06]}, prime=True, calibrate=seen,
-            dims={"seq": (2, 16, 20)},
-        )  # fmt: skip
-    assert not list(tmp_path.iterdir())
 
 
 def test_lengths_are_refused_where_padding_is_not_proved(bert_folder: Path, tmp_path: Path) -> None:

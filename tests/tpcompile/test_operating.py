@@ -1,6 +1,7 @@
 """The operating point: the factor that meets a FLOPs ratio, by the manifest's own count, and why there may be none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tpcompile.flops import Counts, saving
 from tpcompile.kept import compose
 from tpcompile.manifest import Flops
 from tpcompile.models.sources import DIGITS
-from tpcompile.operating import fit, search
+from tpcompile.operating import FURTHEST, HALVINGS, fit, ratio_on, search
 from tpcompile.passes.cost import polynomial
 from tpcompile.recipe import Recipe
 from tpcompile.subject import Subject, subject_of
@@ -65,6 +66,15 @@ def test_what_is_reached_is_what_the_manifest_says(method: str, parameters: dict
     assert found.fitted.reached == pytest.approx(manifest_ratio(found, rows), rel=1e-9)
 
 
+def test_sites_that_are_left_masked_count_as_the_manifest_counts_them() -> None:
+    rows = images(2)
+    subject = subject_of(DIGITS, None, None, "cls-attention", {"thresholds": [0.008, 0.008, 0.01, 0.012, 0.014, 0.016]})
+    skipping = replace(subject, skip_below=0.1)
+    counted = [ratio_on(one, rows)(one.pruned) for one in (subject, skipping)]
+    assert counted == pytest.approx([manifest_ratio(subject, rows), manifest_ratio(skipping, rows)], rel=1e-9)
+    assert 1 < counted[1] < counted[0]
+
+
 def test_a_text_model_reaches_its_ratio_within_a_token(bert_folder: Path) -> None:
     rows = texts(3)
     shape = [0.3, 0.0, 1.0]
@@ -99,8 +109,20 @@ def test_progress_is_told_and_ends_below_its_total(bert_folder: Path) -> None:
     subject = subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.1, 0.1, 0.1]})
     fit(subject, 1.2, texts(2), "noise", lambda *row: told.append(row))
     assert {what for what, _, _ in told} == {"fit FLOPs /1.2 on 2 samples"}
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert all(done < total for _, done, total in told)
+    assert [done for _, done, _ in told] == list(range(len(told)))
+    assert {total for _, _, total in told} == {1 + FURTHEST + HALVINGS}
+    assert len(told) <= 1 + FURTHEST + HALVINGS
+
+
+def test_the_longest_search_ends_with_its_bar() -> None:
+    ran: list[float] = []
+
+    def ratio(factor: float) -> float:
+        ran.append(factor)
+        return steps(0.9 * 4.0**FURTHEST)(factor)
+
+    search(ratio, 1.5, "ltp")
+    assert len(ran) == 1 + FURTHEST + HALVINGS
 
 
 def steps(*edges: float) -> Callable[[float], float]:
@@ -135,14 +157,6 @@ def test_what_saves_nothing_is_refused(target: float, tmp_path: Path) -> None:
         tpcompile.export("nowhere", out=tmp_path / "out", method="ltp", flops=target)
     assert str(caught.value) == (
         f"the FLOPs ratio asked for is {target:g}\n  fix     give dense over pruned, above 1: 2 for half the FLOPs"
-    )
-
-
-def test_no_samples_are_refused(bert_folder: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        fit(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.1] * 3}), 2.0, [], "nothing.txt")
-    assert str(caught.value) == (
-        "nothing.txt holds no sample to fit a FLOPs ratio on\n  fix     give data with at least one sample"
     )
 
 

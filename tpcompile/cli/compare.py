@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tpcompile.cli.export import method_of, parameter
+from tpcompile.cli.export import method_of, parameter, say_shape
 from tpcompile.cli.gates import DATA
 from tpcompile.cli.program import Verb
 from tpcompile.cli.settings import Settings
@@ -102,5 +102,6 @@ def bisect(settings: Settings, /, bundle: Path | None, model: str | None, **opti
         subject = store.read(bundle).path if bundle is not None else str(model)
         found = bisection.bisect(subject, method=chosen.method, parameters=chosen.parameters, progress=progress, **options)
     settings.emit(found.to_json(), found.text())
+    say_shape(settings, chosen)
     settings.verdict(found.verdict, f"{found.subject}: {found.reason}")
     click.get_current_context().exit(found.exit_code)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tpcompile import errors
-from tpcompile.cli.export import method_of, model_options
+from tpcompile.cli.export import method_of, model_options, say_shape
 from tpcompile.cli.program import Verb
 from tpcompile.cli.settings import Settings
 from tpcompile.errors import TpcompileError, UsageError
@@ -80,8 +80,7 @@ def _model(settings: Settings, model: str, **options: Any) -> None:
             settings.say(f"tried     {text}")
         raise
     settings.emit(found.to_json(), found.text())
-    if chosen.flops is not None:
-        settings.say(f"the recipe's values are a shape: `export` fits it to FLOPs /{chosen.flops:g} on data")
+    say_shape(settings, chosen)
 
 
 def error_classes() -> dict[str, type[TpcompileError]]:

@@ -205,6 +205,12 @@ def method_of(method: str | None, parameters: dict[str, Any], recipe: Path | Non
     return Chosen(found.method, {**found.parameters, **parameters}, found.flops if _is_shape(found.method, parameters) else None)
 
 
+def say_shape(settings: Settings, chosen: Chosen) -> None:
+    """Say of a recipe that names a ratio that a verb that fits nothing took its values as they are."""
+    if chosen.flops is not None:
+        settings.say(f"the recipe's values are a shape: `export` fits it to FLOPs /{chosen.flops:g} on data")
+
+
 def _is_shape(method: str, parameters: dict[str, Any]) -> bool:
     """Whether the line leaves a method's dial to the recipe."""
     from tpcompile.models.methods import find_method

@@ -1,6 +1,7 @@
 """The verbs about recipes: which are shipped, what one holds, the JSON schema of a recipe's file, and one fitted to a FLOPs ratio."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import click
 from tpcompile.cli.export import FLOPS, method_of, model_options
 from tpcompile.cli.program import VerbGroup
 from tpcompile.cli.settings import Settings
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(cls=VerbGroup)
@@ -59,7 +62,7 @@ def schema(settings: Settings) -> None:
 @model_options
 @click.option("--flops", type=float, metavar="R", help=f"{FLOPS} Default: the recipe's.")
 @click.option("--data", metavar="F", help="As --data of validate. Default: the calibration part of what comes with the model.")
-@click.option("-o", "--output", "out", required=True, metavar="F.yaml", type=click.Path(path_type=Path), help="The recipe to write.")
+@click.option("-o", "--output", "out", required=True, metavar="F.yaml", type=FILE, help="The recipe to write.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.pass_obj
 def fit(settings: Settings, /, model: str, flops: float | None, out: Path, force: bool, **options: Any) -> None:
@@ -70,8 +73,7 @@ def fit(settings: Settings, /, model: str, flops: float | None, out: Path, force
     target = chosen.flops if flops is None else flops
     if target is None:
         raise UsageError("no FLOPs ratio is given", fix="add --flops 2 for half the FLOPs, or give a recipe that names one")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", fix="pass --force to replace it, or another -o")
+    _check(out, force)
     with settings.work() as progress:
         from tpcompile import api
 
@@ -79,3 +81,19 @@ def fit(settings: Settings, /, model: str, flops: float | None, out: Path, force
     found.write(out)
     settings.emit({"path": str(out), **found.model_dump(mode="json")}, f"{out}: {found.method}\n{found.note}")
     settings.say(f"next: tpcompile export onnx -m {model} --recipe {out} -o out")
+
+
+def _check(out: Path, force: bool) -> None:
+    """Refuse, before the fit, a file that could not be written after it.
+
+    Raises:
+        UsageError: it exists.
+        EnvironmentFault: its folder cannot be written, or made.
+    """
+    from tpcompile.errors import EnvironmentFault, UsageError
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", fix="pass --force to replace it, or another -o")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EnvironmentFault(f"{out} cannot be written: {folder} takes no files", fix="choose another -o")

@@ -1,7 +1,6 @@
 """``tpcompile run``: one input through an engine, with the tokens it kept."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -11,6 +10,7 @@ import click
 from tpcompile.cli.program import Verb
 from tpcompile.cli.settings import Settings
 from tpcompile.errors import InputError, UsageError
+from tpcompile.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,9 +88,11 @@ def run(settings: Settings, /, bundle: Path, **options: Any) -> None:
             outputs, kept = engine.kept(**given.inputs)
             answer = Answer(given, outputs, kept, grid.spec if grid is not None else None)
         if save is not None:
-            _write(save, lambda file: _archive(file, outputs))
+            with replacing(save) as file:
+                _archive(file, outputs)
         if drawing is not None:
-            _write(drawing, lambda file: _draw(file, answer))
+            with replacing(drawing) as file:
+                _draw(file, answer)
     settings.emit(_document(bundle, answer), _page(answer))
 
 
@@ -164,17 +166,6 @@ def _arrays(pairs: tuple[str, ...]) -> dict[str, "Array"]:
         if not isinstance(found[name], np.ndarray):
             raise InputError(f"{path} is an archive of arrays", fix="write one array with numpy.save")
     return found
-
-
-def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Write beside, then rename: a full disk leaves nothing half-written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            fill(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _archive(file: BinaryIO, outputs: Mapping[str, "Array"]) -> None:

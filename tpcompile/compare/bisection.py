@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,10 +104,7 @@ def bisect_model(
     examples = apart({spec.name: subject.inputs[spec.name].numpy() for spec in captured.inputs}, ragged)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for asset in subject.assets:
-            copyfile(asset, folder / asset.name)
-        for document, content in subject.documents.items():
-            (folder / document).write_text(content, encoding="utf-8")
+        subject.carry(folder)
         wants = Wants(captured.inputs, captured.dims, subject.values, folder, subject.patches, examples)
         rows = gather(wants, samples, data, truncate)
     batches = _batches(rows, ragged, batch_size)

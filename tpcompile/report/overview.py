@@ -8,7 +8,8 @@ from typing import Any
 
 from tpcompile.bundle import Bundle, read
 from tpcompile.errors import UsageError
-from tpcompile.report.page import HEIGHT, MARGINS, WIDTH, environment, nice, replace_file
+from tpcompile.files import replace_file
+from tpcompile.report.page import HEIGHT, MARGINS, WIDTH, environment, nice
 
 MANIFEST, PAGE = "tpcompile.json", Path("reports") / "report.html"
 

@@ -5,9 +5,7 @@ numbers; the template writes them as inline SVG.
 """
 
 import base64
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
+from tpcompile.files import replace_file
 from tpcompile.manifest import Manifest
 from tpcompile.proof.keptsets import KeptSets
 from tpcompile.proof.parity import Parity
@@ -231,23 +230,6 @@ def environment() -> "Environment":
 def write(data: ReportData, path: Path) -> Path:
     """Write the report whole or not at all, and return its path."""
     return replace_file(path, render(data))
-
-
-def replace_file(path: Path, text: str) -> Path:
-    """Write a file whole or not at all, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's own mode hides the report from everybody else
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """What this machine can do at best: float operations and bytes a second, measured once and kept in the user's cache folder."""
 
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+
+from tpcompile.files import replace_file
 
 FILE = "roofline.json"
 SIDE, MEGABYTES, TRIES = 768, 96, 12
@@ -47,9 +48,7 @@ def roofline(threads: int = 1, precision: str = "fp32", folder: Path | None = No
         known = _read(path)
         if key not in known:
             known[key] = measure(threads, precision)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({name: asdict(one) for name, one in known.items()}, indent=1), encoding="utf-8")
-            part.replace(path)
+            replace_file(path, json.dumps({name: asdict(one) for name, one in known.items()}, indent=1))
     return known[key]
 
 

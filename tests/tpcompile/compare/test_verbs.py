@@ -95,10 +95,12 @@ def test_bisect(planted: Path, bundle: Path, tmp_path: Path) -> None:
     assert sound.stderr.splitlines()[-1].startswith(f"PASSED bisect {bundle}: 4 of 4 samples")
 
 
-def test_bisect_of_a_model(bert_folder: Path) -> None:
-    line = ["bisect", "-m", bert_folder, "--method", "ltp", "--param", "thresholds=[0.0, 0.04, 0.06]", "--samples", "4", "--json"]
-    result = call(*line)
+def test_bisect_of_a_model(bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "shape.yaml"
+    recipe.write_text("method: ltp\nparameters:\n  thresholds: [0.0, 0.04, 0.06]\nflops: 1.4\n", encoding="utf-8")
+    result = call("bisect", "-m", bert_folder, "--recipe", recipe, "--samples", "4", "--json")
     assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[-2] == "the recipe's values are a shape: `export` fits it to FLOPs /1.4 on data"
     shown = document(result, "bisect")
     assert (shown["mode"], shown["culprit"]) == ("pass", None)
     assert [step["name"] for step in shown["steps"]] == ["capture", *(step.name for step in DEFAULT.passes), "emit"]  # type: ignore[attr-defined]  # JSON
