@@ -44,10 +44,13 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
 [0026](decisions/0026-what-a-change-of-shape-costs.md):
 
 - *Fixed shapes* already fall behind the graph's FLOPs on MiniLM in float32: products of a few rows stream the same weights as those of
-  many, and the attention that a score looks into stays written out. No choice of shapes brings that back.
+  many, and the attention that a score looks into stays written out. No choice of shapes brings that back. Of BERT-base at /8 one to eight
+  tokens are left in most layers: products of so few rows run at 8 to 40 GFLOP/s, dense ones at 97
+  ([0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)).
 - *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16
   some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
-  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots.
+  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: *naive* is warm
+  faster than ours by as much, and pays for it whenever a shape is new, which in a stream that does not repeat is always.
 - *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.

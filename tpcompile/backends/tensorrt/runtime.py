@@ -7,7 +7,6 @@ Engines with a size that follows from data cannot be captured; their outputs com
 
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from tpcompile.backends.base import Session
 from tpcompile.backends.tensorrt.device import Buffer, Device, Launch
 from tpcompile.errors import BuildFailed, EnvironmentFault, InputError, UsageError
+from tpcompile.files import replacing
 
 if TYPE_CHECKING:
     from tpcompile.backends.tensorrt.api import Context, Engine, Library
@@ -250,20 +250,11 @@ def _cache(library: Any, config: Any, captures: bool, stamp: str) -> Callable[[]
     config.set_runtime_cache(cache)
 
     def save() -> None:
+        kernels = bytes(memoryview(cache.serialize()))
         try:
-            _keep(path, bytes(memoryview(cache.serialize())))
+            with replacing(path) as file:
+                file.write(hashlib.sha256(kernels).digest() + kernels)
         except OSError as error:  # the user's result is computed already: a slower next start must not lose it
             LOG.warning("the next start compiles its kernels anew, they cannot be kept: %s", error)
 
     return save
-
-
-def _keep(path: Path, kernels: bytes) -> None:
-    """Write a cache whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(hashlib.sha256(kernels).digest() + kernels)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
