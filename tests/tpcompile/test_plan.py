@@ -113,7 +113,7 @@ def test_what_is_asked_for_is_taken(program: Program) -> None:
     bucketed = settle(Wish("bucketed"), "onnx", program, nothing)
     assert bucketed == Plan("bucketed", "single", LADDER)
     assert bucketed.reason == "asked for"
-    assert str(bucketed.step) == "lower{buckets=16}"
+    assert str(bucketed.step) == "lower{buckets=4+8+12+16}"
 
 
 def test_constant_counts_come_from_data(program: Program) -> None:

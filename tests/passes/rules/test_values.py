@@ -80,7 +80,7 @@ def each_case(rule: Rule) -> Iterator[tuple[Case, Described]]:
 
 
 @pytest.mark.parametrize("rule", ELEMENTWISE, ids=lambda rule: str(rule.op).removeprefix("aten."))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_elementwise_claims_hold(rule: Rule, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
