@@ -3,14 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from tpcompile.data.images import CONFIG
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample
 from tpcompile.data.tensors import is_tensors
 from tpcompile.errors import UsageError
-from tpcompile.inputs import Takes
+from tpcompile.inputs import Takes, array_of
 from tpcompile.plan import Data
 from tpcompile.subject import Subject
 
@@ -41,7 +39,7 @@ def calibration(
     tokens = takes.dims.get("seq")
     if given is not None and not isinstance(given, (str, Path)):
         name = "the caller"
-        rows = [Sample("", {name: np.asarray(value) for name, value in one.items()}) for one in given]
+        rows = [Sample("", {name: array_of(name, value) for name, value in one.items()}) for one in given]
     else:
         name, rows = _read(folder, subject, given, takes, why, fix)
     if not rows:

@@ -54,11 +54,21 @@ def _names(feeds: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None
             raise InputError(f"{what} input: {', '.join(sorted(names))}", fix=f"this engine takes exactly: {', '.join(specs)}")
 
 
-def _array(value: object, spec: TensorSpec) -> np.ndarray:
+def array_of(name: str, value: object) -> np.ndarray:
+    """An input as an array.
+
+    Raises:
+        InputError: numpy does not take it: rows of different lengths, a tensor of another device or with a gradient.
+    """
     try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{spec.name} is not an array: {error}", fix=f"pass {spec}") from error
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        fix = "pass a numpy array, of a tensor tensor.detach().cpu().numpy()"
+        raise InputError(f"{name} is not an array: {error}", fix=fix) from error
+
+
+def _array(value: object, spec: TensorSpec) -> np.ndarray:
+    array = array_of(spec.name, value)
     if array.dtype != np.dtype(spec.dtype):
         raise InputError(f"{spec.name} is {array.dtype}, not {spec.dtype}", fix=f"convert it with .astype(numpy.{spec.dtype})")
     if array.ndim != len(spec.shape):

@@ -23,6 +23,8 @@ STEEP = 40.0
 """The exponential of an activation about no more than this is an activation."""
 HUGE = 1e15
 """Known numbers above it may overflow when they are combined with activations."""
+MOST = torch.finfo(torch.float32).max
+"""What is larger is infinite."""
 WHOLE = 2.0**15
 """Whole numbers up to here neither wrap nor round when two are added or multiplied."""
 aten = torch.ops.aten
@@ -83,12 +85,12 @@ class Value:
         return self.hi - other.lo <= LOW
 
     def scaled(self, by: float) -> "Value":
-        """Times a number."""
+        """Times a number; anything where an end leaves float32."""
+        ends = sorted((self.lo * by, self.hi * by))
+        if any(map(math.isnan, ends)) or any(math.isfinite(end) and abs(end * by) > MOST for end in (self.lo, self.hi)):
+            return BROKEN
         if self.about and abs(by) > TAME:
             return WILD if self.finite else BROKEN
-        ends = sorted((self.lo * by, self.hi * by))
-        if any(map(math.isnan, ends)):
-            return BROKEN
         least = self.least * by if self.about and by > 0 else NEG_INF
         return Value(ends[0], ends[1], self.about, self.finite, least)
 

@@ -104,3 +104,9 @@ def test_images_of_another_dtype_are_refused_where_a_ratio_is_fitted() -> None:
             method="evit",
             parameters={"base_keep_rate": 0.7, "drop_loc": [1]},
         )
+
+
+def test_a_tensor_with_a_gradient_is_refused(plain: Subject, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"input is not an array: .*grad") as caught:
+        calibration(tmp_path, plain, [{"input": torch.ones(1, 5, 4, requires_grad=True)}], plain.takes, "it needs data")
+    assert str(caught.value).endswith("pass a numpy array, of a tensor tensor.detach().cpu().numpy()")

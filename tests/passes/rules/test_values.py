@@ -95,6 +95,13 @@ def test_elementwise_claims_hold(rule: Rule, data: st.DataObject) -> None:
         assert outside(result, claim) == "", f"{values} -> {claim}"
 
 
+def test_a_product_beyond_float32_may_be_infinite() -> None:
+    assert Value(LEAST, LEAST, about=True).scaled(-1e4) == BROKEN
+    assert Value(LEAST, 0.0).scaled(2.0) == BROKEN
+    assert Value(LEAST, 0.0).scaled(-1.0) == Value(0.0, -LEAST)
+    assert UNKNOWN.scaled(-1e4) == WILD
+
+
 @pytest.mark.parametrize("rule", FOLDED, ids=lambda rule: str(rule.op).removeprefix("aten."))
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
