@@ -90,7 +90,7 @@ class Value:
         if any(map(math.isnan, ends)) or any(math.isfinite(end) and abs(end * by) > MOST for end in (self.lo, self.hi)):
             return BROKEN
         if self.about and abs(by) > TAME:
-            return WILD if self.finite else BROKEN
+            return WILD if self.finite and abs(by) <= HUGE else BROKEN
         least = self.least * by if self.about and by > 0 else NEG_INF
         return Value(ends[0], ends[1], self.about, self.finite, least)
 

@@ -100,6 +100,7 @@ def test_a_product_beyond_float32_may_be_infinite() -> None:
     assert Value(LEAST, 0.0).scaled(2.0) == BROKEN
     assert Value(LEAST, 0.0).scaled(-1.0) == Value(0.0, -LEAST)
     assert UNKNOWN.scaled(-1e4) == WILD
+    assert UNKNOWN.scaled(LEAST) == BROKEN
 
 
 @pytest.mark.parametrize("rule", FOLDED, ids=lambda rule: str(rule.op).removeprefix("aten."))
