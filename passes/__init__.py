@@ -20,6 +20,10 @@ from tpcompile.passes.verify import verify
 
 PLACED: tuple[GraphPass, ...] = (Narrow(), Tally(), Hoist(), Sink())
 """What saves work in a placed program, in order."""
+GATHERED: tuple[GraphPass, ...] = (Compact(), Cleanup())
+"""What makes a placed program a gathered one."""
+SQUARE = Pipeline((Sink(square=True), *GATHERED))
+"""From what stands before ``sink`` on: a gathered program whose ops run over one count each (docs/decisions/0029)."""
 
 
 def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bool = True, skip_below: float = 0.0) -> Pipeline:
@@ -34,7 +38,7 @@ def pipeline(batch: str = "one", assume_masked: Sequence[str] = (), optimize: bo
     """
     skip = (Skip(skip_below),) if skip_below else ()
     prove = (Canonicalize(), Recognise(batch), Mark(batch), *skip, Place("+".join(assume_masked)))
-    return Pipeline((*prove, *(PLACED if optimize else ()), Compact(), Cleanup()))
+    return Pipeline((*prove, *(PLACED if optimize else ()), *GATHERED))
 
 
 DEFAULT = pipeline()
@@ -43,6 +47,7 @@ PASSES: dict[str, type[GraphPass]] = {step.name: type(step) for step in (*DEFAUL
 
 __all__ = [
     "DEFAULT",
+    "SQUARE",
     "PASSES",
     "Canonicalize",
     "Cleanup",

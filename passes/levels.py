@@ -25,10 +25,11 @@ class Levels:
         program: a marked program.
         axes: its token dims.
         sunk: raise across sites: what leads to no later decision may move behind it. Else a result made before a site stays full.
+        square: raise nothing that would make an op of one set run over two.
     """
 
-    def __init__(self, program: Program, axes: AxesMap, sunk: bool = False) -> None:
-        self.axes, self.sunk = axes, sunk
+    def __init__(self, program: Program, axes: AxesMap, sunk: bool = False, square: bool = False) -> None:
+        self.axes, self.sunk, self.square = axes, sunk, square
         self.of: dict[tuple[str, int], int] = {}
         self.born = {site.keep: site.tokens.level for site in program.sites}
         self.ready = _undecided(program) if sunk else _behind(program, self.born)
@@ -86,7 +87,7 @@ class Levels:
             outs = call.factors.outs[int(str(output))]
             self._write(node, {d: self.factor(call, f) for d in self.axes.token_dims(node) if (f := outs[d]) is not None})
 
-    def _write(self, node: fx.Node, dims: dict[int, int]) -> None:
+    def _write(self, node: fx.Node, dims: Mapping[int, int]) -> None:
         self.of.update({(node.name, d): level for d, level in dims.items()})
 
     def _site_level(self, call: Described) -> int:
@@ -115,11 +116,21 @@ class Levels:
         if self.axes.samples and not self._by_sample(call):
             return
         blocked = {*call.factors.rigid, *call.factors.folds, *call.factors.reads}
+        before, alone = self.placement(node).dims, len(self._sets(call)) < 2
         for dim in self.axes.token_dims(node):
             factor = call.factors.outs[0][dim]
             needs = [self._need(user, node, dim) for user in node.users]
             if factor is not None and factor not in blocked and needs:
                 self.of[node.name, dim] = max(self.get(node, dim), min(*needs, self.ready[node.name]))
+        if self.square and alone and len(self._sets(call)) > 1:
+            self._write(node, before)
+
+    def _sets(self, call: Described) -> set[int]:
+        """The sets that an op runs over."""
+        assert call.factors is not None
+        rows = [(call.node, call.factors.outs[0]), *zip(call.operands, call.factors.ins, strict=True)]
+        factors = {factors[d] for node, factors in rows for d in self.axes.token_dims(node)}
+        return {self.factor(call, factor) for factor in factors if factor is not None}
 
     def _by_sample(self, call: Described) -> bool:
         """Whether the operands can be gathered where a call stands: what all samples share only where it can get the batch."""

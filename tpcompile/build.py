@@ -21,12 +21,12 @@ from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
-from tpcompile.manifest import StageInfo
+from tpcompile.manifest import Manifest, StageInfo
 from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.onnx.quant import GRIDS
 from tpcompile.onnx.quantised import Feeds, write_quantised
 from tpcompile.onnx.stages import Chain, cut
-from tpcompile.passes import Canonicalize, Dump, Place, Recognise, pipeline
+from tpcompile.passes import SQUARE, Canonicalize, Dump, Hoist, Place, Recognise, pipeline
 from tpcompile.passes.base import GraphPass
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
@@ -34,7 +34,7 @@ from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
-from tpcompile.prime import cover
+from tpcompile.prime import prime
 from tpcompile.program import Program
 from tpcompile.record import accepted, record, record_dense
 from tpcompile.spec import TensorSpec
@@ -60,6 +60,7 @@ class Compiled:
         dense: the baseline.
         work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
         found: captured form with its sites.
+        saved: ``placed`` with what saves work, rows not fetched yet.
     """
 
     subject: Subject
@@ -68,6 +69,16 @@ class Compiled:
     dense: Program
     work: Polynomial = ()
     found: Program | None = None
+    saved: Program | None = None
+
+    @cached_property
+    def square(self) -> Program:
+        """``compact`` with every op on one count, where it can be (docs/decisions/0029)."""
+        return self.compact if self.saved is None or self.compact.gathered else SQUARE(self.saved)
+
+    def exact(self, plan: Plan) -> Program:
+        """What a plan is made of, every site storing exactly what is kept."""
+        return self.square if plan.square else self.compact
 
     @cached_property
     def padding(self) -> Padding:
@@ -145,7 +156,7 @@ def compile_subject(
             fix="pass a dense model with the same outputs",
         )
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name])
+    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name], after_pass[Hoist.name])
 
 
 def fill(
@@ -188,9 +199,9 @@ def fill(
     shown = [takes.check(feed) for feed in grouped(found()[1], subject.batch)] if wish.prime else []  # before anything is built
     say("write ONNX")
     twin, reference = compiled.twin, compiled.reference
-    plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent)
+    plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent, shown)
     feeds = _observed(precision, found, subject)
-    lowered = plan.step(compiled.compact)
+    lowered = plan.step(compiled.exact(plan))
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
     say("build dense")
@@ -204,10 +215,7 @@ def fill(
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured, "copies": wish.copies})
-    if wish.prime:
-        primers = cover(lowered, common, shown)
-        bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
-        common = common.model_copy(update={"primed": len(primers)})
+    common = _primed(folder, compiled, plan, common, shown)
     bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
@@ -227,6 +235,7 @@ def _plan(
     wish: Wish,
     found: Calibration,
     extent: Extent,
+    shown: Feeds,
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
     plans = (
@@ -242,7 +251,7 @@ def _plan(
     observed = _observed(precision, found, compiled.subject)
 
     def build(one: Plan, out: Path) -> None:
-        trial(out, compiled, target, precision, one, extent, observed, wish.copies)
+        trial(out, compiled, target, precision, one, extent, observed, wish.copies, shown)
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, build, Path(scratch), feeds)
@@ -261,7 +270,7 @@ def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
 
 def trial(
     folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = (),
-    copies: int = 1,
+    copies: int = 1, shown: Feeds = (),
 ) -> None:  # fmt: skip
     """Build an engine and nothing else into an empty folder, sealed: enough to load it and to time it.
 
@@ -274,11 +283,22 @@ def trial(
         extent: what the engine must fit; none: all that the model takes.
         feeds: inputs that show the range of activations, for 8 bits.
         copies: of the engine, that are opened.
+        shown: inputs that show the sizes to come, for what ``load`` runs.
     """
     extent = extent or Extent(narrow(compiled.compact.dims, {}, _sizes(compiled.subject)))
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
     made = record(compiled, target, precision, plan, outputs, extent)
-    bundles.seal(folder, made.model_copy(update={"stages": stages, "copies": copies}))
+    common = made.model_copy(update={"stages": stages, "copies": copies})
+    bundles.seal(folder, _primed(folder, compiled, plan, common, shown))
+
+
+def _primed(folder: Path, compiled: Compiled, plan: Plan, made: Manifest, shown: Feeds) -> Manifest:
+    """The manifest with what ``load`` runs, which is written into the folder."""
+    if not shown:
+        return made
+    primers, swept = prime(plan.step(compiled.exact(plan)), made, shown, plan.square)
+    bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
+    return made.model_copy(update={"primed": len(primers), "swept": swept})
 
 
 def _sizes(subject: Subject) -> dict[str, int]:
@@ -301,11 +321,11 @@ def _engine(
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
-        chain = cut(emit(plan.step(compiled.compact), hosted=True))
+        chain = cut(emit(plan.step(compiled.exact(plan)), hosted=True))
         fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
         _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
-    model = compiled.engine if plan.step == Lower() else emit(plan.step(compiled.compact))
+    model = compiled.engine if plan.step == Lower() and not plan.square else emit(plan.step(compiled.exact(plan)))
     _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 

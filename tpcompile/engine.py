@@ -15,7 +15,7 @@ from tpcompile.data.samples import Sample, batches, collate, split
 from tpcompile.errors import InputError, UsageError
 from tpcompile.inputs import Takes
 from tpcompile.kept import Kept, compose
-from tpcompile.lengths import length, lengthen, shorten, unpadded
+from tpcompile.lengths import cuts, length, lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest
 from tpcompile.spec import TensorSpec
 
@@ -109,8 +109,9 @@ class Engine(_Closes):
         self.threads = threads
         self._runner = _Runner(manifest, _opener(bundle, threads, callers))
         self._runner.session()
-        for inputs in bundle.primers() if prime else ():
-            self(**inputs)
+        for primer in bundle.primers() if prime else ():
+            for inputs in cuts(primer, manifest):
+                self(**inputs)
 
     @property
     def manifest(self) -> Manifest:

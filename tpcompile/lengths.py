@@ -1,9 +1,10 @@
 """Inputs padded to few lengths, where that was proved to change nothing: what the manifest says, done to arrays and undone.
 
 A runtime that prepares anew for each shape then meets few. Padding stands on the right, with 0 in the mask that tells it from tokens.
+Or it meets them all at load: one input cut to every length.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,20 @@ def lengthen(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, 
     return {
         name: np.pad(array, [(0, wanted - own if size == dim else 0) for size in dims[name]]) for name, array in arrays.items()
     }
+
+
+def cuts(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Iterator[dict[str, np.ndarray]]:
+    """An input at every size that ``manifest.swept`` has for a dim, if it reaches so far; as it is where nothing is swept."""
+    if not manifest.swept:
+        yield dict(arrays)
+    dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
+    for dim, sizes in manifest.swept.items():
+        along = [(name, d) for name in arrays for d, held in enumerate(dims[name]) if held == dim]
+        for size in sizes:
+            found = dict(arrays)
+            for name, d in along:
+                found[name] = found[name].take(range(min(size, found[name].shape[d])), axis=d)
+            yield found
 
 
 def shorten(values: Mapping[str, np.ndarray], manifest: Manifest, own: int) -> dict[str, np.ndarray]:

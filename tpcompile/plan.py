@@ -23,7 +23,7 @@ LOWERINGS, FORMS = ("dynamic", "bucketed", "static"), ("single", "staged")
 MEDIAN = 0.5
 LADDER = (4, 8, 12, 16)
 """Where none is given: multiples of 4 up to 16, of 16 beyond. Where few rows are left, rounding up adds most (decision 0028)."""
-LADDERS = (LADDER, (32,))
+LADDERS = ((4,), (4, 8), LADDER)
 """Those that are tried where an input may be padded."""
 
 Data = str | Path | Sequence[Mapping[str, Any]]
@@ -121,6 +121,7 @@ class Plan:
         buckets: the ladder of ``bucketed``.
         counts: the constant counts of ``static``, one a site.
         lengths: the ladder of the input's length; empty: inputs run as they come.
+        square: no op runs over two counts, where that can be: fewer shapes for more rows (docs/decisions/0029).
         usual: the count of each site that data shows to be usual; empty where none was asked. What is exact does not depend on it.
         reason: why, in a sentence.
     """
@@ -130,6 +131,7 @@ class Plan:
     buckets: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
+    square: bool = False
     usual: tuple[int, ...] = field(default=(), compare=False)
     reason: str = field(default="", compare=False)
 
@@ -145,7 +147,8 @@ STAGES = Plan(
 RULES: Mapping[str, Plan] = {
     "onnx": Plan(reason="rule: ONNX Runtime pays nothing for a new shape, and every row that is stored costs"),
     "openvino": Plan(
-        reason="rule: one graph is faster than stages; whether buckets pay depends on how often shapes recur (--tune)"
+        square=True,
+        reason="rule: one graph is faster than stages, and new shapes cost; whether buckets pay depends on how often they recur (--tune)",
     ),
     "tensorrt": STAGES,
     "tensorrt-rtx": STAGES,
@@ -179,13 +182,13 @@ def settle(wish: Wish, target: str, program: Program, samples: Callable[[], tupl
         name, rows = samples()
         counts = calibrate(program, rows, wish.quantile)
         share = "the largest count" if wish.quantile == 1 else f"the {wish.quantile:g} quantile of the counts"
-        return Plan(lowering, form, (), counts, wish.lengths, (), f"{reason}; {share} of {len(rows)} samples of {name}")
-    ladder = wish.buckets or rule.buckets or LADDER
+        return Plan(lowering, form, (), counts, wish.lengths, reason=f"{reason}; {share} of {len(rows)} samples of {name}")
+    ladder, square = wish.buckets or rule.buckets or LADDER, rule.square and not program.gathered
     usual: tuple[int, ...] = ()
     if wish.profiled and wish.calibrate is not None:
         name, rows = samples()
         usual, reason = calibrate(program, rows, MEDIAN), f"{reason}; usual counts of {len(rows)} samples of {name}"
-    return Plan(lowering, form, ladder if lowering == "bucketed" else (), (), wish.lengths, usual, reason)
+    return Plan(lowering, form, ladder if lowering == "bucketed" else (), (), wish.lengths, square, usual, reason)
 
 
 def narrow(
@@ -239,7 +242,8 @@ def candidates(
 ) -> list[Plan]:
     """Every plan that a wish leaves open, the rule's own first. ``static`` is one only where it is asked for: it may not be exact.
 
-    Where an input may be padded, its length and the counts behind the sites are rounded up to one ladder, too.
+    Where an input may be padded, its length and the counts behind the sites are rounded up to one ladder, too. Where the rule has every op
+    on one count, what that costs in rows is weighed once.
 
     Args:
         wish: what was asked for.
@@ -261,6 +265,8 @@ def candidates(
     if "bucketed" in lowerings and "single" in forms and not wish.lengths and padded():
         ladders = (wish.buckets,) if wish.buckets else LADDERS
         found += [replace(first, lowering="bucketed", form="single", buckets=one, lengths=one) for one in ladders]
+    if first.square:
+        found.append(replace(first, square=False))
     return sorted(found, key=lambda plan: plan != first)
 
 

@@ -1,17 +1,60 @@
-"""Shapes met at load: a few real inputs that show a runtime the sizes to come, carried along in the bundle."""
+"""Shapes met at load: a few real inputs that show a runtime the sizes to come, carried along in the bundle.
 
-from collections.abc import Mapping, Sequence
+Where every op runs over one count, one input is enough: the shapes behind a site that left n tokens are those of an input of n tokens, so
+``load`` cuts it to every length (docs/decisions/0029).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from tpcompile.lengths import lengthen
-from tpcompile.manifest import Manifest
+from tpcompile.manifest import MOST_SIZES, Manifest
 from tpcompile.program import Program
+from tpcompile.rows import Rows
 
 PRIMERS = 64
 """At most so many inputs are run when an engine is loaded."""
+
+
+def prime(
+    lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]], square: bool
+) -> tuple[list[Mapping[str, np.ndarray]], dict[str, tuple[int, ...]]]:
+    """What ``load`` runs.
+
+    Args:
+        lowered: the engine's program.
+        manifest: with the dynamic dims, the ladders and the copies.
+        feeds: real inputs, one or more.
+        square: every op of the program runs over one count.
+
+    Returns:
+        Inputs, and per dim the sizes that ``load`` cuts the only one to; empty where they run as they are.
+    """
+    if len(manifest.dims) != 1 or manifest.copies > 1 or not square:
+        return cover(lowered, manifest, feeds), {}
+    (dim,) = manifest.dims
+    dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
+    known = [next(x.shape[dims[name].index(dim)] for name, x in feed.items() if dim in dims[name]) for feed in feeds]
+    most, longest = max(zip(known, feeds, strict=True), key=lambda pair: pair[0])
+    return [longest], {dim: _sizes(manifest, {*known}, range(manifest.dims[dim][0], most + 1), _tokens(lowered, longest) == most)}
+
+
+def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:
+    """Tokens of an input."""
+    return int(lowered.trace(**{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feed.items()}).keep[0].shape[1])
+
+
+def _sizes(manifest: Manifest, known: Collection[int], every: range, counted: bool) -> tuple[int, ...]:
+    """The sizes to come, the largest first: of inputs, and, where a size is a number of tokens, of what sites leave."""
+    lengths, counts = Rows(manifest.lengths), Rows(manifest.buckets)
+    inputs = known if counted and len(known) == 1 else every
+    found = {lengths.rung(size) for size in inputs} | ({counts.rung(size) for size in every} if counted else set())
+    sizes = sorted({min(size, every[-1]) for size in found}, reverse=True)
+    thin = np.linspace(0, len(sizes) - 1, min(MOST_SIZES, len(sizes))).round().astype(int)
+    return tuple(sizes[i] for i in thin)
 
 
 def cover(lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:

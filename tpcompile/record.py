@@ -44,7 +44,7 @@ def record(
         outputs: what the engine gives.
         extent: sizes and GPUs that it was built for.
     """
-    compact, subject, takes = compiled.compact, compiled.subject, accepted(compiled, extent)
+    compact, subject, takes = compiled.exact(plan), compiled.subject, accepted(compiled, extent)
     paper = polynomial(compiled.placed)
     terms = {
         "paper": paper,
@@ -102,8 +102,8 @@ def record_dense(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None, "fitted": None,
             "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0, "copies": 1,
-            "reason": "", "stages": (),
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0, "swept": {},
+            "copies": 1, "reason": "", "stages": (),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),
         }

@@ -1,8 +1,8 @@
 """Choose among plans by measurement, on real inputs.
 
-Every candidate is built and opened; then all of them run the same inputs in the same order, taking turns, forth and back, once cold (every
-shape is new) and a few times warm. What counts is the cold pass and the median warm pass together: a stream meets both. The first
-candidate, which is the rule's own, stays unless another is ``MARGIN`` better: a choice must not hang on noise.
+Every candidate is built and opened; then all of them run the same inputs in the same order, taking turns, forth and back, once cold (shapes
+are new, but for those that ``load`` runs) and a few times warm. What counts is the cold pass and the median warm pass together: a stream
+meets both. The first candidate, which is the rule's own, stays unless another is ``MARGIN`` better: a choice must not hang on noise.
 """
 
 import gc
@@ -53,6 +53,8 @@ class Trial:
             "form": self.plan.form,
             "sizes": list(self.plan.buckets or self.plan.counts),
         }
+        if self.plan.square:
+            how["square"] = True
         if self.plan.lengths:
             how["lengths"] = list(self.plan.lengths)
         return {**how, "cold_ms": round(self.cold, 1), "warm_ms": round(self.warm, 1), "noise": round(self.noise, 3)}

@@ -211,7 +211,7 @@ def _pass(children: Sequence[Child], samples: int, number: int, pause: float) ->
 def _plan(bundle: Path) -> dict[str, Any]:
     """What the export chose, and why."""
     manifest = read(bundle).manifest
-    how = manifest.model_dump(mode="json", include={"lowering", "form", "buckets", "lengths", "primed", "reason"})
+    how = manifest.model_dump(mode="json", include={"lowering", "form", "buckets", "lengths", "primed", "swept", "reason"})
     return {**how, "tune": manifest.measured.get("tune", [])}
 
 

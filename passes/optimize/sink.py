@@ -3,7 +3,9 @@
 1. what leads to no decision, and what only newer sets read, is computed on the newer set: its row-wise ops (the product with the values,
    the output projection, the residual sum, the norm) run behind the gather instead of before it;
 2. where fetching the rows of its operands costs more than they save, an op stays on the old set, and its result is fetched;
-3. a result that a decision, a fold or an older set reads stays where it was.
+3. a result that a decision, a fold or an older set reads stays where it was;
+4. with ``square``, so does one whose op would then run over two sets: a map of attention is fetched by rows and columns or not at all.
+   Every shape follows from one count, as in an input that is no longer than that (docs/decisions/0029).
 
 Nothing new has to be proved: an op moves along dims that are free in it, and its readers read the sets they read before. The graph stays
 as it is; ``compact`` gathers, and puts what has moved behind the decision.
@@ -27,7 +29,7 @@ class Sink(GraphPass):
     """Compute on the survivors only; the module docstring lists the cases.
 
     ``tokens`` and ``keep``: the count, and the share that every site keeps, at which fetching is weighed; ``balance``: operations that cost
-    as much as moving one byte.
+    as much as moving one byte; ``square``: case 4.
     """
 
     name: ClassVar[str] = "sink"
@@ -37,11 +39,12 @@ class Sink(GraphPass):
     tokens: int = Expected.tokens
     keep: float = Expected.keep
     balance: float = Expected.balance
+    square: bool = False
 
     def run(self, program: Program) -> Program:
         """Return the program with newer sets where they pay."""
         axes = AxesMap(program.graph)
-        levels = Levels(program, axes, sunk=True)
+        levels = Levels(program, axes, sunk=True, square=self.square)
         weigh = _Weigh(program, axes, levels, Meter(program, axes, Expected(self.tokens, self.keep, self.balance)))
         for call in axes.calls.values():
             weigh.lower(call)

@@ -59,28 +59,28 @@ def test_every_graph_is_traced_written_and_checked_once(tmp_path: Path, monkeypa
     for target in ("onnx", "openvino"):
         with bundles.stage(tmp_path / target) as folder:
             fill(folder, compiled, target)
-    assert ran == {"traced": 1, "traced again": 1, "written": 3, "checked": 3}  # engine, dense, reference
+    assert ran == {"traced": 1, "traced again": 1, "written": 4, "checked": 4}  # two engines, dense, reference
 
 
 def test_what_is_timed_has_the_copies_of_what_is_exported(
     text_compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[tuple[str, str, int]] = []
+    timed: list[tuple[str, str, bool, int]] = []
 
     def tune(plans: list[Plan], make: Callable[[Plan, Path], None], folder: Path, feeds: object) -> list[Trial]:
         for number, plan in enumerate(plans):
             (folder / str(number)).mkdir()
             make(plan, folder / str(number))
             found = bundles.read(folder / str(number)).manifest
-            timed.append((found.lowering, found.form, found.copies))
+            timed.append((found.lowering, found.form, plan.square, found.copies))
         return [Trial(plan, 1.0, 1.0, 0.0) for plan in plans]
 
     monkeypatch.setattr(build, "_engine", lambda *given: ((), ()))
     monkeypatch.setattr(build, "tune", tune)
     row = Sample("", {"input_ids": np.full((1, 5), 7), "attention_mask": np.ones((1, 5), np.int64)})
     wish, extent = Wish(tune=True, copies=3), Extent({"seq": (2, 12, 48)})
-    build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", lambda step: None, wish, lambda: ("some", [row]), extent)
-    assert timed == [("dynamic", "single", 3), ("bucketed", "single", 3)]
+    build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", lambda step: None, wish, lambda: ("some", [row]), extent, ())
+    assert timed == [("dynamic", "single", True, 3), ("bucketed", "single", True, 3), ("dynamic", "single", False, 3)]
 
 
 @pytest.mark.parametrize(

@@ -29,3 +29,4 @@ def test_a_trial_as_a_document() -> None:
     assert Trial(Plan("bucketed", "staged", (16,)), 12.34, 5.678, 0.01234).to_json() == {
         "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012,
     }  # fmt: skip
+    assert Trial(Plan(square=True), 1.0, 1.0, 0.0).to_json()["square"] is True

@@ -122,6 +122,38 @@ def test_case_3_what_others_read_stays(toy: Toy, agree: Agree, model: nn.Module)
     agree(model, program)
 
 
+class Asked(nn.Module):
+    """Decided beforehand, so that a map of attention could be computed for the queries of the survivors alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        rows = (self.query(x) @ x.transpose(1, 2)).softmax(-1) @ x
+        return (ops.prune(self.out(rows), keep) * keep.unsqueeze(-1)).sum(1)
+
+
+def sets(program: Program) -> dict[str, list[int]]:
+    """The sets that the result of each product, and of each linear layer, runs over."""
+    nodes = [n for n in program.graph.nodes if n.target in (torch.ops.aten.matmul.default, torch.ops.aten.linear.default)]
+    return {n.name: sorted(program.placements[n.name].dims.values()) for n in nodes}
+
+
+def test_case_4_a_map_is_fetched_by_rows_and_columns_or_not_at_all(toy: Toy, agree: Agree) -> None:
+    model = Asked()
+    free, square = (sunk(toy(model), balance=0.1, square=one) for one in (False, True))
+    assert sets(free) == {"linear": [1], "matmul": [0, 1], "matmul_1": [1], "linear_1": [1]}
+    assert sets(square) == {"linear": [0], "matmul": [0, 0], "matmul_1": [0], "linear_1": [1]}
+    agree(model, square)
+
+
+def test_case_4_what_runs_over_one_set_still_sinks(toy: Toy, agree: Agree, block: nn.Module) -> None:
+    program = sunk(toy(block), balance=0.1, square=True)
+    assert list(sets(program).values())[-2:] == [[0], [1]], "the product with the values stays, the output projection does not"
+    agree(block, program)
+
+
 class Chain(nn.Module):
     """Two sites, decided before anything is computed: work moves behind the site it stands before."""
 
