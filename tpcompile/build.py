@@ -256,7 +256,7 @@ def _plan(
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, build, Path(scratch), feeds)
     taken = choose(trials).plan
-    reason = f"measured: of {len(plans)} the fastest on {min(len(rows), TUNED)} samples of {name}"
+    reason = f"measured: of {len(plans)} the fastest, within {MARGIN:.0%}, on {min(len(rows), TUNED)} samples of {name}"
     if taken == plans[0]:
         reason = f"measured: none of {len(plans) - 1} others is {MARGIN:.0%} faster on {min(len(rows), TUNED)} samples of {name}"
     return replace(taken, reason=reason), trials

@@ -2,7 +2,8 @@
 
 Every candidate is built and opened; then all of them run the same inputs in the same order, taking turns, forth and back, once cold (shapes
 are new, but for those that ``load`` runs) and a few times warm. What counts is the cold pass and the median warm pass together: a stream
-meets both. The first candidate, which is the rule's own, stays unless another is ``MARGIN`` better: a choice must not hang on noise.
+meets both. A choice must not hang on noise: of those within ``MARGIN`` of the fastest the one that runs least at load is taken, and of such the
+first; the very first is the rule's own.
 """
 
 import gc
@@ -20,7 +21,7 @@ from tpcompile.engine import Engine, load
 from tpcompile.plan import Plan
 
 MARGIN = 0.03
-"""How much faster another candidate must be than the first: more than two runs of one engine differ by."""
+"""How much slower than the fastest a candidate may be: about what two runs of one engine differ by."""
 REPEATS = 3
 """Warm passes."""
 
@@ -34,12 +35,14 @@ class Trial:
         cold: milliseconds of the first pass over the inputs.
         warm: milliseconds of the median pass after it.
         noise: how far those passes are apart, as a share.
+        runs: inferences when it was loaded.
     """
 
     plan: Plan
     cold: float
     warm: float
     noise: float
+    runs: int = 0
 
     @property
     def total(self) -> float:
@@ -57,6 +60,8 @@ class Trial:
             how["square"] = True
         if self.plan.lengths:
             how["lengths"] = list(self.plan.lengths)
+        if self.runs:
+            how["runs"] = self.runs
         return {**how, "cold_ms": round(self.cold, 1), "warm_ms": round(self.warm, 1), "noise": round(self.noise, 3)}
 
 
@@ -98,14 +103,17 @@ def time_in_turns(
     with ExitStack() as opened:
         engines = [opened.enter_context(load(path, threads=threads)) for _, path in candidates]
         cold, *warm = [_pass(engines, feeds, number) for number in range(REPEATS + 1)]
+        runs = [sum(map(len, one.manifest.swept.values())) or one.manifest.primed for one in engines]
     later = [[one[i] for one in warm] for i in range(len(engines))]
-    return [Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i])) for i, (plan, _) in enumerate(candidates)]
+    return [
+        Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i]), runs[i]) for i, (plan, _) in enumerate(candidates)
+    ]
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
-    """The fastest, if it beats the first by the margin; else the first."""
-    best = min(trials, key=lambda trial: trial.total)
-    return best if best.total < trials[0].total * (1 - MARGIN) else trials[0]
+    """Of those within the margin of the fastest, the first that runs least at load."""
+    most = min(trial.total for trial in trials) * (1 + MARGIN)
+    return min((trial for trial in trials if trial.total <= most), key=lambda trial: trial.runs)
 
 
 def _spread(times: Sequence[float]) -> float:

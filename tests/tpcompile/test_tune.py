@@ -1,4 +1,4 @@
-"""The choice among candidates that were timed: the first stays unless another is clearly faster."""
+"""The choice among candidates that were timed: the first stays unless another is clearly faster, or runs less at load."""
 
 import pytest
 
@@ -14,8 +14,8 @@ def trial(cold: float, warm: float, form: str = "single") -> Trial:
     ("times", "taken"),
     [
         ([(100, 100), (150, 40)], 1),  # both passes count
-        ([(100, 100), (100, 100 - 200 * MARGIN)], 0),  # just the margin is not beyond it
-        ([(100, 100), (100, 99 - 200 * MARGIN), (100, 98 - 200 * MARGIN)], 2),
+        ([(50 + 50 * MARGIN, 50 + 50 * MARGIN), (50, 50)], 0),  # just the margin is not beyond it
+        ([(50 + 50 * MARGIN, 51 + 50 * MARGIN), (51, 51), (50, 50)], 1),  # the first that is near enough
         ([(100, 100), (120, 120)], 0),
         ([(100, 100)], 0),
     ],
@@ -25,8 +25,15 @@ def test_the_first_stays_unless_another_is_faster_by_the_margin(times: list[tupl
     assert choose(trials) is trials[taken]
 
 
+def test_of_equally_fast_ones_the_one_that_runs_least_at_load_is_taken() -> None:
+    runs = [(100, 255), (101, 62), (102, 19), (120, 0)]
+    trials = [Trial(Plan(), total / 2, total / 2, 0.01, many) for total, many in runs]
+    assert choose(trials) is trials[2]
+
+
 def test_a_trial_as_a_document() -> None:
     assert Trial(Plan("bucketed", "staged", (16,)), 12.34, 5.678, 0.01234).to_json() == {
         "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012,
     }  # fmt: skip
-    assert Trial(Plan(square=True), 1.0, 1.0, 0.0).to_json()["square"] is True
+    swept = Trial(Plan(square=True), 1.0, 1.0, 0.0, 19).to_json()
+    assert (swept["square"], swept["runs"]) == (True, 19)
