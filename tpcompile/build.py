@@ -21,7 +21,7 @@ from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
-from tpcompile.manifest import Manifest, StageInfo
+from tpcompile.manifest import StageInfo
 from tpcompile.onnx.emit import OnnxModel, emit
 from tpcompile.onnx.quant import GRIDS
 from tpcompile.onnx.quantised import Feeds, write_quantised
@@ -215,7 +215,7 @@ def fill(
     measured: dict[str, Any] = {"tune": [trial.to_json() for trial in trials]} if trials else {}
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "measured": measured, "copies": wish.copies})
-    common = _primed(folder, compiled, plan, common, shown)
+    common = prime(folder, lowered, common, shown, plan.square)
     bundles.seal(folder / "dense", record_dense(common, compiled.dense, twin))
     bundles.seal(folder, common)
     return plan
@@ -235,7 +235,7 @@ def _plan(
     wish: Wish,
     found: Calibration,
     extent: Extent,
-    shown: Feeds,
+    shown: Sequence[Mapping[str, np.ndarray]],
 ) -> tuple[Plan, list[Trial]]:
     """The plan, and what was measured to find it."""
     plans = (
@@ -247,18 +247,19 @@ def _plan(
         return settle(wish, target, compiled.compact, found), []
     name, rows = found()
     say("tune")
-    feeds = grouped(rows[:TUNED], compiled.subject.batch)
+    timed = shown[1::2] or grouped(rows[:TUNED], compiled.subject.batch)  # what load runs shows nothing of inputs to come
+    feeds = timed[:: -(-len(timed) // TUNED)]
     observed = _observed(precision, found, compiled.subject)
 
     def build(one: Plan, out: Path) -> None:
-        trial(out, compiled, target, precision, one, extent, observed, wish.copies, shown)
+        trial(out, compiled, target, precision, one, extent, observed, wish.copies, shown[::2])
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, build, Path(scratch), feeds)
-    taken = choose(trials).plan
-    reason = f"measured: of {len(plans)} the fastest, within {MARGIN:.0%}, on {min(len(rows), TUNED)} samples of {name}"
+    taken, count = choose(trials).plan, sum(len(next(iter(feed.values()))) for feed in feeds)
+    reason = f"measured: of {len(plans)} the fastest, within {MARGIN:.0%}, on {count} samples of {name}"
     if taken == plans[0]:
-        reason = f"measured: none of {len(plans) - 1} others is {MARGIN:.0%} faster on {min(len(rows), TUNED)} samples of {name}"
+        reason = f"measured: none of {len(plans) - 1} others is {MARGIN:.0%} faster on {count} samples of {name}"
     return replace(taken, reason=reason), trials
 
 
@@ -289,16 +290,7 @@ def trial(
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "copies": copies})
-    bundles.seal(folder, _primed(folder, compiled, plan, common, shown))
-
-
-def _primed(folder: Path, compiled: Compiled, plan: Plan, made: Manifest, shown: Feeds) -> Manifest:
-    """The manifest with what ``load`` runs, which is written into the folder."""
-    if not shown:
-        return made
-    primers, swept = prime(plan.step(compiled.exact(plan)), made, shown, plan.square)
-    bundles.write_vectors(folder / bundles.PRIMERS, [Vector(one, {}, ()) for one in primers])
-    return made.model_copy(update={"primed": len(primers), "swept": swept})
+    bundles.seal(folder, prime(folder, plan.step(compiled.exact(plan)), common, shown, plan.square))
 
 
 def _sizes(subject: Subject) -> dict[str, int]:

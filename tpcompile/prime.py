@@ -6,45 +6,52 @@ Where every op runs over one count, one input is enough: the shapes behind a sit
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from tpcompile.bundle import PRIMERS, Vector, write_vectors
 from tpcompile.lengths import lengthen
 from tpcompile.manifest import MOST_SIZES, Manifest
 from tpcompile.program import Program
 from tpcompile.rows import Rows
 
-PRIMERS = 64
-"""At most so many inputs are run when an engine is loaded."""
+COVER = 64
+"""At most so many inputs that are not cut."""
 
 
 def prime(
-    lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]], square: bool
-) -> tuple[list[Mapping[str, np.ndarray]], dict[str, tuple[int, ...]]]:
-    """What ``load`` runs.
+    folder: Path, lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]], square: bool
+) -> Manifest:
+    """Write what ``load`` runs into an engine's folder; the manifest that says so.
 
     Args:
+        folder: gets ``prime.safetensors``.
         lowered: the engine's program.
         manifest: with the dynamic dims, the ladders and the copies.
-        feeds: real inputs, one or more.
+        feeds: real inputs; none: nothing is run.
         square: every op of the program runs over one count.
-
-    Returns:
-        Inputs, and per dim the sizes that ``load`` cuts the only one to; empty where they run as they are.
     """
-    if len(manifest.dims) != 1 or manifest.copies > 1 or not square:
-        return cover(lowered, manifest, feeds), {}
-    (dim,) = manifest.dims
-    dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
-    known = [next(x.shape[dims[name].index(dim)] for name, x in feed.items() if dim in dims[name]) for feed in feeds]
-    most, longest = max(zip(known, feeds, strict=True), key=lambda pair: pair[0])
-    return [longest], {dim: _sizes(manifest, {*known}, range(manifest.dims[dim][0], most + 1), _tokens(lowered, longest) == most)}
+    if not feeds:
+        return manifest
+    if square and len(manifest.dims) == 1 and manifest.copies == 1:
+        (dim,) = manifest.dims
+        dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
+        known = [next(x.shape[dims[name].index(dim)] for name, x in feed.items() if dim in dims[name]) for feed in feeds]
+        most, longest = max(zip(known, feeds, strict=True), key=lambda pair: pair[0])
+        every, counted = range(manifest.dims[dim][0], most + 1), _tokens(lowered, longest) == most
+        primers, swept = [longest], {dim: _sizes(manifest, {*known}, every, counted)}
+    else:
+        primers, swept = cover(lowered, manifest, feeds), {}
+    write_vectors(folder / PRIMERS, [Vector(one, {}, ()) for one in primers])
+    return manifest.model_copy(update={"primed": len(primers), "swept": swept})
 
 
 def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:
-    """Tokens of an input."""
-    return int(lowered.trace(**{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feed.items()}).keep[0].shape[1])
+    """Tokens of an input, as the first site sees them; 0 without sites."""
+    keep = lowered.trace(**{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feed.items()}).keep
+    return int(keep[0].shape[1]) if keep else 0
 
 
 def _sizes(manifest: Manifest, known: Collection[int], every: range, counted: bool) -> tuple[int, ...]:
@@ -74,7 +81,7 @@ def cover(lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.
             *(0 if one is None else one.shape[1] for one in lowered.trace(**padded).index),
         ]
         pairs = {(site, *pair) for site, pair in enumerate(pairwise(held))}
-        if pairs - seen and len(found) < PRIMERS:
+        if pairs - seen and len(found) < COVER:
             seen |= pairs
             found.append(feed)
     return found

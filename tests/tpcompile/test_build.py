@@ -83,6 +83,26 @@ def test_what_is_timed_has_the_copies_of_what_is_exported(
     assert timed == [("dynamic", "single", True, 3), ("bucketed", "single", True, 3), ("dynamic", "single", False, 3)]
 
 
+def test_what_load_runs_is_not_what_is_timed(text_compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[int]] = []
+    timed: list[list[int]] = []
+
+    def lengths(feeds: Any) -> list[int]:
+        return [feed["input_ids"].shape[1] for feed in feeds]
+
+    monkeypatch.setattr(build, "trial", lambda *given: made.append(lengths(given[-1])))
+    monkeypatch.setattr(build, "tune", lambda plans, make, folder, feeds: make(plans[0], folder) or timed.append(lengths(feeds)) or [
+        Trial(plan, 1.0, 1.0, 0.0) for plan in plans
+    ])  # fmt: skip
+    rows = [Sample("", {"input_ids": np.full((1, n), 7), "attention_mask": np.ones((1, n), np.int64)}) for n in (5, 6, 7, 8, 9)]
+    extent, say = Extent({"seq": (2, 12, 48)}), lambda step: None
+    for shown in (build.grouped(rows, "one"), build.grouped(rows[:1], "one"), []):
+        wish = Wish(tune=True, prime=bool(shown))
+        build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", say, wish, lambda: ("some", rows), extent, shown)
+    assert made == [[5, 7, 9], [5], []]
+    assert timed == [[6, 8], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9]]
+
+
 @pytest.mark.parametrize(
     ("wish", "precision", "text"),
     [
