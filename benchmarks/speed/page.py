@@ -51,7 +51,8 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
   from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: *naive* is warm
   faster than ours by as much, and pays for it whenever a shape is new, which in a stream that does not repeat is always.
-- *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart.
+- *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart: of texts,
+  one input cut to every size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6

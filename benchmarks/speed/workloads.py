@@ -26,7 +26,7 @@ from tpcompile.data.samples import Sample
 from tpcompile.demo import model_folder
 from tpcompile.models.library import transformers
 
-CALIBRATION, TRIED = 4, 12
+CALIBRATION, TRIED = 4, 24
 """Inputs that thresholds are chosen on, and that an export measures."""
 STEPS = 16
 """Halvings of a share: far finer than one token."""
