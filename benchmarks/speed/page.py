@@ -211,8 +211,8 @@ def cell(document: Document) -> str:
 def readme(documents: Sequence[Document]) -> str:
     """README's table: one sample, one thread, float32, and the ratios that targets are about."""
     lines = [
-        "| cell | FLOPs | dense, ms | pruned, ms | speed-up | realised | best dense peer / ours |",
-        "|---|---|---|---|---|---|---|",
+        "| cell | FLOPs | dense, ms | pruned, ms | speed-up | primed | realised | best dense peer / ours |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for document in (one for one in documents if any(name in one["cell"]["name"] for name in TOLD)):
         found, sums = figures(document), {}
@@ -222,6 +222,6 @@ def readme(documents: Sequence[Document]) -> str:
             sums[role] = " / ".join(f"{sum(times(one, phase)):.0f}" for phase in PHASES)
         lines.append(
             f"| {document['cell']['name']} | /{document['flops']['paper']:.2f} | {sums['dense']} | {sums['pruned']} | "
-            f"{both(found.speedup)} | {both(found.realised)} | {_best(found)} |"
+            f"{both(found.speedup)} | {f'{found.primed[0]:.2f}' if found.primed else '-'} | {both(found.realised)} | {_best(found)} |"
         )
     return "\n".join(lines)
