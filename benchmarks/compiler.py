@@ -162,16 +162,18 @@ in {LIMITS["import tpcompile"]} s, help in {LIMITS["tpcompile --help"]} s.
 NOTES = """
 ## What keeps it low
 
-`tests/tpcompile/test_build.py` holds the first: every graph is traced, written and checked once, whatever the targets.
+`tests/tpcompile/test_build.py` holds the first: every graph is traced, written and checked once.
 
 - torch.onnx would trace a program again to decompose it; where it knows every op, it is given the program as it is.
 - Metadata is computed again only behind a change: a node whose op and operands are those of the last time keeps its value.
 - Weights are shared by every stage of a program, and written straight to `model.onnx.data`; a file that goes into a bundle
   unchanged is linked. OpenVINO maps that file, and its graph is given back before its plugin compiles.
 - The ONNX checker sees heavy weights as inputs.
+- torch.onnx's promotion of types casts, and computes no value's type and shape again: the graph has them.
+- OpenVINO's graph is one of its own where a new shape costs (decision 0029): both targets together write two engines.
 
 What is left is torch's: two traces with functionalisation (pruned and dense) and symbolic sizes are most of *capture* and *dense
-baseline*, torch.onnx's type promotion and onnxscript's rewriting rules most of *write ONNX*.
+baseline*, onnxscript's rewriting rules most of *write ONNX*. Of the memory, OpenVINO's plugin and its copy of the weights are the most.
 """
 
 

@@ -89,7 +89,7 @@ def emit(program: Program, hosted: bool = False) -> OnnxModel:
     tapped, taps = _with_taps(program)
     dynamic = {d for spec in program.inputs for d in spec.shape if isinstance(d, str)}
     try:
-        with tracing(), quiet(), listed_once():
+        with tracing(), quiet(), hastened():
             exported = torch.onnx.export(
                 _Plain.of(tapped.exported),
                 dynamo=True,
@@ -171,17 +171,33 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listed_once() -> Iterator[None]:
-    """Keep torch.onnx's list of translations from one export to the next.
+def hastened() -> Iterator[None]:
+    """Keep torch.onnx from two things that it does anew in every export, and that change nothing; all is put back at the end.
 
-    Each export asks for it anew, and the source of some 500 functions is read for it: a second. The function that makes the list is
-    exchanged for one that remembers, and put back at the end.
+    The source of some 500 functions is read for its list of translations, a second: the function that makes the list is exchanged for one
+    that remembers. And its promotion of types computes every value's type and shape again, a third of the rest.
     """
-    LIBRARY.get_torchlib_ops = _translations
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    module: Any = type_promotion
+    interpreter = type_promotion._TypePromotionInterpreter
+
+    class Promote(type_promotion._TypePromotionInterpreter):
+        """Promotes; what a node gives is known."""
+
+        def run_node(self, n: fx.Node) -> Any:
+            if n.op != "call_function" or "val" not in n.meta:
+                return super().run_node(n)
+            with self._set_current_node(n):
+                if rule := type_promotion.get_type_promotion_rule(n, self.type_promotion_table):
+                    self._maybe_promote_node(n, rule)
+            return n.meta["val"]
+
+    LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = _translations, Promote
     try:
         yield
     finally:
-        LIBRARY.get_torchlib_ops = ASK
+        LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = ASK, interpreter
 
 
 @cache

@@ -1,5 +1,6 @@
 """Program -> ONNX: what is in the graph, and what runtimes make of it."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.reference
+import onnx_ir as ir
 import onnxruntime
 import openvino
 import pytest
@@ -204,6 +206,22 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert written == (tmp_path / "b.onnx").read_bytes()
     assert Path(__file__).name.encode() in written  # the user's line, but nothing of the machine it lies on
     assert str(Path(__file__).parents[3]).encode() not in written
+
+
+class Mixed(nn.Module):
+    """Numbers of several types meet: integers with floats, truth values with integers."""
+
+    def forward(self, x: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        alive = ids > 2
+        return {"mean": (x * ids + 1).sum(1) / alive.sum(1), "share": (ids + alive).sqrt() * 2, "whole": ids.sum() / 3}
+
+
+def test_what_torch_is_kept_from_computing_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"x": torch.rand(1, 6), "ids": torch.arange(6).reshape(1, 6)}
+    program = Canonicalize()(capture(Mixed().eval(), given, {name: {1: "n"} for name in given}, {"n": (2, 64)}))
+    quick = ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
+    monkeypatch.setattr("tpcompile.onnx.emit.hastened", contextlib.nullcontext)
+    assert quick == ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
 
 
 def test_heavy_weights_lie_beside_the_file(built: tuple[Any, ...], tmp_path: Path) -> None:
