@@ -50,8 +50,9 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   ([0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)).
 - *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16
   some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
-  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: *naive* is warm
-  faster than ours by as much, and pays for it whenever a shape is new, which in a stream that does not repeat is always.
+  from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: where those are
+  coarse for the texts, *naive* is warm faster by as much, and pays for it whenever a shape is new, which in a stream that does not repeat
+  is always.
 - *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart: of texts,
   one input cut to every size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work

@@ -229,7 +229,7 @@ def test_candidates_are_built_for_what_was_asked(
     monkeypatch.setattr(building, "tune", timed)
     extent = Extent({"seq": (2, 16, 40)}, ("sm86",))
     asked = Wish(tune=True)
-    building._plan(tmp_path / "out", compiled, "tensorrt-rtx", "int8", str, asked, lambda: ("some", rows), extent)
+    building._plan(tmp_path / "out", compiled, "tensorrt-rtx", "int8", str, asked, lambda: ("some", rows), extent, ())
     assert len(seen) >= 4
     assert [(one, len(feeds)) for one, feeds in seen] == [(extent, len(rows))] * len(seen)
 
