@@ -31,7 +31,7 @@ from tpcompile.demo import model_folder
 from tpcompile.engine import load
 from tpcompile.errors import TpcompileError
 from tpcompile.kept import Kept, compose
-from tpcompile.plan import FORMS, LADDER, LOWERINGS, Plan, calibrate
+from tpcompile.plan import FORMS, LADDER, LOWERINGS, RULES, Plan, calibrate
 from tpcompile.subject import subject_of
 from tpcompile.tune import Trial, time_in_turns
 
@@ -138,8 +138,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             rows, plans = [], []
             for lowering, form in product(options.lowerings, options.forms):
                 plan = Plan(
-                    lowering, form, buckets=LADDER if lowering == "bucketed" else (), counts=counts if lowering == "static" else ()
-                )
+                    lowering, form, buckets=LADDER if lowering == "bucketed" else (), counts=counts if lowering == "static" else (),
+                    square=lowering != "static" and RULES[target].square,
+                )  # fmt: skip
                 out = folder / f"{target}-{batch}-{lowering}-{form}"
                 out.mkdir()
                 build.trial(out, case.compiled, target, "fp32", plan)

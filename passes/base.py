@@ -164,8 +164,15 @@ class Pipeline:
 
 def _typed(kind: type[GraphPass], options: Mapping[str, str]) -> dict[str, Any]:
     """Options of a pass from text, each of its default's type."""
-    kinds: dict[str, Callable[[str], Any]] = {f.name: type(f.default) for f in fields(kind)}
+    kinds: dict[str, Callable[[str], Any]] = {f.name: _truth if f.default is False else type(f.default) for f in fields(kind)}
     return {name: kinds.get(name, str)(value) for name, value in options.items()}
+
+
+def _truth(text: str) -> bool:
+    """What ``str`` makes of a bool, back."""
+    if text not in ("True", "False"):
+        raise ValueError(f"{text} is neither True nor False")
+    return text == "True"
 
 
 class Dump:

@@ -14,11 +14,11 @@ import torch
 from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
-from tpcompile.calibration import TOKENS, calibration
+from tpcompile.calibration import TOKENS, calibration, grouped
 from tpcompile.capture import capture
 from tpcompile.compat import return_memory
 from tpcompile.data.load import load_data
-from tpcompile.data.samples import Sample, batches, collate
+from tpcompile.data.samples import Sample, collate
 from tpcompile.errors import AxisError, UsageError
 from tpcompile.kept import compose
 from tpcompile.manifest import StageInfo
@@ -27,7 +27,7 @@ from tpcompile.onnx.quant import GRIDS
 from tpcompile.onnx.quantised import Feeds, write_quantised
 from tpcompile.onnx.stages import Chain, cut
 from tpcompile.passes import SQUARE, Canonicalize, Dump, Hoist, Place, Recognise, pipeline
-from tpcompile.passes.base import GraphPass
+from tpcompile.passes.base import GraphPass, Hook
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
 from tpcompile.passes.lower import Lower
@@ -43,8 +43,8 @@ from tpcompile.tune import MARGIN, Trial, choose, tune
 
 OBSERVED = 32
 """Samples that show the range of activations, for 8 bits."""
-TUNED, BATCH = 40, 8
-"""Samples that candidates are timed on, and how many of them go together where batches may."""
+TUNED = 40
+"""Samples that candidates are timed on."""
 Calibration = Callable[[], tuple[str, list[Sample]]]
 """Gives data of the kind the engine will meet, with its name."""
 
@@ -61,6 +61,7 @@ class Compiled:
         work: FLOPs of the dense model as the library has it; empty where ``placed`` tells them.
         found: captured form with its sites.
         saved: ``placed`` with what saves work, rows not fetched yet.
+        dump: told every step of what is made of it.
     """
 
     subject: Subject
@@ -70,11 +71,12 @@ class Compiled:
     work: Polynomial = ()
     found: Program | None = None
     saved: Program | None = None
+    dump: Hook | None = None
 
     @cached_property
     def square(self) -> Program:
         """``compact`` with every op on one count, where it can be (docs/decisions/0029)."""
-        return self.compact if self.saved is None or self.compact.gathered else SQUARE(self.saved)
+        return self.compact if self.saved is None or self.compact.gathered else SQUARE(self.saved, self.dump)
 
     def exact(self, plan: Plan) -> Program:
         """What a plan is made of, every site storing exactly what is kept."""
@@ -114,6 +116,11 @@ class Compiled:
     def engine(self) -> OnnxModel:
         """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
         return emit(self.compact)
+
+    @cached_property
+    def squared(self) -> OnnxModel:
+        """``square`` as ONNX."""
+        return self.engine if self.square is self.compact else emit(self.square)
 
 
 def compile_subject(
@@ -156,7 +163,7 @@ def compile_subject(
             fix="pass a dense model with the same outputs",
         )
     placed = after_pass[Place.name]  # as the method has it: later passes save more than the paper counts
-    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name], after_pass[Hoist.name])
+    return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name], after_pass[Hoist.name], dump)
 
 
 def fill(
@@ -263,12 +270,6 @@ def _plan(
     return replace(taken, reason=reason), trials
 
 
-def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
-    """Samples as inputs, where batches may be a few together."""
-    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
-    return [collate([rows[i] for i in group]) for group in groups]
-
-
 def trial(
     folder: Path, compiled: Compiled, target: str, precision: str, plan: Plan, extent: Extent | None = None, feeds: Feeds = (),
     copies: int = 1, shown: Feeds = (),
@@ -317,7 +318,8 @@ def _engine(
         fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
         _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
-    model = compiled.engine if plan.step == Lower() and not plan.square else emit(plan.step(compiled.exact(plan)))
+    written = plan.step == Lower()
+    model = emit(plan.step(compiled.exact(plan))) if not written else compiled.squared if plan.square else compiled.engine
     _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 

@@ -1,11 +1,14 @@
 """Real data of the kind an engine will meet, to calibrate or fit on: the caller's, or the calibration part of what comes with a model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tpcompile.data.images import CONFIG
 from tpcompile.data.load import load_data
-from tpcompile.data.samples import Sample
+from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.data.tensors import is_tensors
 from tpcompile.errors import UsageError
 from tpcompile.inputs import Takes, array_of
@@ -14,6 +17,8 @@ from tpcompile.subject import Subject
 
 CALIBRATION = 100
 """The most samples that are read."""
+BATCH = 8
+"""Samples an inference, where batches may be any."""
 TOKENS = (2, 512)
 """Least and most tokens of a text where the model does not say."""
 ARRAYS = "give real inputs: --calibrate F, a file or folder of tensors; in Python also calibrate=[{name: array, ...}, ...]"
@@ -65,3 +70,9 @@ def _read(folder: Path, subject: Subject, given: str | Path | None, takes: Takes
     names = tuple(spec.name for spec in takes.inputs)
     rows = load_data(given, folder, most, CALIBRATION, names=names, patches=subject.patches)
     return str(given), [row for row in rows if row.length >= least or "seq" not in takes.dims]
+
+
+def grouped(rows: Sequence[Sample], policy: str) -> list[dict[str, np.ndarray]]:
+    """Samples as inputs, where batches may be a few together."""
+    groups = batches(rows, BATCH if policy == "ragged" else 1, by_length=True)
+    return [collate([rows[i] for i in group]) for group in groups]

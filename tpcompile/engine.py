@@ -110,7 +110,7 @@ class Engine(_Closes):
         self._runner = _Runner(manifest, _opener(bundle, threads, callers))
         self._runner.session()
         for primer in bundle.primers() if prime else ():
-            for inputs in cuts(primer, manifest):
+            for inputs in cuts(check(primer, manifest), manifest):
                 self(**inputs)
 
     @property

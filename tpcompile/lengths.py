@@ -38,7 +38,7 @@ def lengthen(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, 
 
 
 def cuts(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Iterator[dict[str, np.ndarray]]:
-    """An input at every size that ``manifest.swept`` has for a dim, if it reaches so far; as it is where nothing is swept."""
+    """An input that was checked, at every size that ``manifest.swept`` has for a dim; as it is where nothing is swept, or is shorter."""
     if not manifest.swept:
         yield dict(arrays)
     dims = {tensor.name: tensor.shape for tensor in manifest.inputs}

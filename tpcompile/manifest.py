@@ -257,8 +257,10 @@ class Manifest(_Record):
         if self.copies > 1 and self.form == "staged":
             raise ValueError("stages have no copies")
         wanted = {*self.attended, *((self.padding,) if self.lengths else ())}
-        if strange := self.swept.keys() - self.dims.keys():
+        if strange := self.swept.keys() - {size for tensor in self.inputs for size in tensor.shape}:
             raise ValueError(f"there is no dynamic size {', '.join(sorted(strange))}")
+        if self.swept and (len(self.swept), self.primed) != (1, 1):
+            raise ValueError("one input is cut to sizes, along one dim")
         missing = sorted(wanted - {tensor.name for tensor in self.inputs})
         if missing:
             raise ValueError(f"there is no input {', '.join(missing)}")

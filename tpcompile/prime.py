@@ -4,7 +4,7 @@ Where every op runs over one count, one input is enough: the shapes behind a sit
 ``load`` cuts it to every length (docs/decisions/0029).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tpcompile.bundle import PRIMERS, Vector, write_vectors
 from tpcompile.lengths import lengthen
 from tpcompile.manifest import MOST_SIZES, Manifest
 from tpcompile.program import Program
-from tpcompile.rows import Rows
+from tpcompile.rows import MIN_COUNT, Rows
 
 COVER = 64
 """At most so many inputs that are not cut."""
@@ -35,17 +35,37 @@ def prime(
     """
     if not feeds:
         return manifest
-    if square and len(manifest.dims) == 1 and manifest.copies == 1:
-        (dim,) = manifest.dims
-        dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
-        known = [next(x.shape[dims[name].index(dim)] for name, x in feed.items() if dim in dims[name]) for feed in feeds]
-        most, longest = max(zip(known, feeds, strict=True), key=lambda pair: pair[0])
-        every, counted = range(manifest.dims[dim][0], most + 1), _tokens(lowered, longest) == most
-        primers, swept = [longest], {dim: _sizes(manifest, {*known}, every, counted)}
-    else:
-        primers, swept = cover(lowered, manifest, feeds), {}
+    swept = sweep(lowered, manifest, feeds) if square else None
+    primers, sizes = ([swept[0]], swept[1]) if swept else (cover(lowered, manifest, feeds), {})
     write_vectors(folder / PRIMERS, [Vector(one, {}, ()) for one in primers])
-    return manifest.model_copy(update={"primed": len(primers), "swept": swept})
+    return manifest.model_copy(update={"primed": len(primers), "swept": sizes})
+
+
+def sweep(
+    lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> tuple[Mapping[str, np.ndarray], dict[str, tuple[int, ...]]] | None:
+    """The longest input, with the sizes of its one dynamic dim that show every shape to come.
+
+    None where cuts of it would not: that dim is no number of tokens, an engine is several, a count lies below what inputs may have, or
+    an input of so many tokens would be padded to more.
+
+    Args:
+        lowered: the engine's program, every op over one count.
+        manifest: with the dynamic dims, the ladders and the copies.
+        feeds: real inputs.
+    """
+    if len(manifest.dims) != 1 or manifest.batch != "one" or manifest.copies > 1:
+        return None
+    ((dim, (least, _)),) = manifest.dims.items()
+    along = next((tensor.name, tensor.shape.index(dim)) for tensor in manifest.inputs if dim in tensor.shape)
+    known = [feed[along[0]].shape[along[1]] for feed in feeds]
+    most, longest = max(zip(known, feeds, strict=True), key=lambda pair: pair[0])
+    lengths, counts, every = Rows(manifest.lengths), Rows(manifest.buckets), range(MIN_COUNT, most + 1)
+    inputs = known if len({*known}) == 1 else every  # of one length throughout: counts alone differ
+    sizes = {min(size, most) for size in ({lengths.rung(n) for n in inputs} | {counts.rung(n) for n in every})}
+    if any(size < least or min(lengths.rung(size), most) > size for size in sizes) or _tokens(lowered, longest) != most:
+        return None
+    return longest, {dim: _few(sorted(sizes, reverse=True))}
 
 
 def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:
@@ -54,14 +74,12 @@ def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:
     return int(keep[0].shape[1]) if keep else 0
 
 
-def _sizes(manifest: Manifest, known: Collection[int], every: range, counted: bool) -> tuple[int, ...]:
-    """The sizes to come, the largest first: of inputs, and, where a size is a number of tokens, of what sites leave."""
-    lengths, counts = Rows(manifest.lengths), Rows(manifest.buckets)
-    inputs = known if counted and len(known) == 1 else every
-    found = {lengths.rung(size) for size in inputs} | ({counts.rung(size) for size in every} if counted else set())
-    sizes = sorted({min(size, every[-1]) for size in found}, reverse=True)
-    thin = np.linspace(0, len(sizes) - 1, min(MOST_SIZES, len(sizes))).round().astype(int)
-    return tuple(sizes[i] for i in thin)
+def _few(sizes: Sequence[int]) -> tuple[int, ...]:
+    """At most ``MOST_SIZES`` of falling sizes: the small ones, where most layers are, and of the large ones every second or so."""
+    small = [size for size in sizes if size <= MOST_SIZES // 2]
+    large = sizes[: len(sizes) - len(small)]
+    thin = np.linspace(0, len(large) - 1, min(MOST_SIZES - len(small), len(large))).round().astype(int)
+    return (*(large[i] for i in thin), *small)
 
 
 def cover(lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:

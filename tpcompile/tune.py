@@ -1,9 +1,9 @@
 """Choose among plans by measurement, on real inputs.
 
 Every candidate is built and opened; then all of them run the same inputs in the same order, taking turns, forth and back, once cold (shapes
-are new, but for what ``load`` runs, which are other inputs) and a few times warm. What counts is the cold pass and the median warm pass
-together: a stream meets both. A choice must not hang on noise: of those within ``MARGIN`` of the fastest the one that runs least at load is
-taken, and of such the first; the very first is the rule's own.
+are new, but for what ``load`` runs, which are other inputs where there are two) and a few times warm. What counts is the cold pass and the
+median warm pass together: a stream meets both. A choice must not hang on noise: of those within ``MARGIN`` of the fastest the one that runs
+least at load is taken, and of such the first; the very first is the rule's own.
 """
 
 import gc

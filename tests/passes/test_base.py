@@ -80,8 +80,11 @@ def test_a_pipeline_prints_and_parses() -> None:
     )
     assert Pipeline.parse(str(ragged), PASSES) == ragged
     assert Pipeline.parse("sink{tokens=64,keep=0.5}", PASSES) == Pipeline((Sink(tokens=64, keep=0.5),))
-    with pytest.raises(UsageError, match="bad option"):
-        Pipeline.parse("sink{tokens=many}", PASSES)
+    for square in (False, True):
+        assert Pipeline.parse(f"sink{{square={square}}}", PASSES) == Pipeline((Sink(square=square),))
+    for bad in ("tokens=many", "square=no"):
+        with pytest.raises(UsageError, match="bad option"):
+            Pipeline.parse(f"sink{{{bad}}}", PASSES)
     with pytest.raises(UsageError, match="unknown option"):
         Pipeline.parse("mark{colour=red}", PASSES)
     with pytest.raises(UsageError) as caught:

@@ -16,6 +16,7 @@ from tpcompile import build, ops
 from tpcompile import bundle as bundles
 from tpcompile.backends import Extent
 from tpcompile.build import Compiled, compile_subject, fill
+from tpcompile.calibration import grouped
 from tpcompile.data.samples import Sample
 from tpcompile.plan import Plan, Wish
 from tpcompile.subject import subject_of
@@ -96,7 +97,7 @@ def test_what_load_runs_is_not_what_is_timed(text_compiled: Compiled, tmp_path: 
     ])  # fmt: skip
     rows = [Sample("", {"input_ids": np.full((1, n), 7), "attention_mask": np.ones((1, n), np.int64)}) for n in (5, 6, 7, 8, 9)]
     extent, say = Extent({"seq": (2, 12, 48)}), lambda step: None
-    for shown in (build.grouped(rows, "one"), build.grouped(rows[:1], "one"), []):
+    for shown in (grouped(rows, "one"), grouped(rows[:1], "one"), []):
         wish = Wish(tune=True, prime=bool(shown))
         build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", say, wish, lambda: ("some", rows), extent, shown)
     assert made == [[5, 7, 9], [5], []]
@@ -115,3 +116,12 @@ def test_what_load_runs_is_not_what_is_timed(text_compiled: Compiled, tmp_path: 
 )
 def test_a_refusal_for_want_of_data_says_what_asked(wish: Wish, precision: str, text: str) -> None:
     assert build.needed(wish, precision) == text
+
+
+def test_a_dump_shows_the_program_that_openvino_gets(bert_folder: Path, tmp_path: Path) -> None:
+    compiled = compile_subject(subject_of(bert_folder, None, None, "ltp", {"thresholds": [0.0, 0.04, 0.06]}), tmp_path)
+    before = {path.name for path in tmp_path.glob("*.txt")}
+    text = str(compiled.square)
+    made = sorted({path.name for path in tmp_path.glob("*.txt")} - before)
+    assert made == ["11-sink.txt", "12-compact.txt", "13-cleanup.txt"]
+    assert (tmp_path / made[-1]).read_text() == text + "\n"

@@ -1,18 +1,15 @@
 """Inputs padded to a ladder of lengths, and shapes that are met when an engine is loaded: neither changes a number."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tpcompile import api, bundle
-from tpcompile.build import Compiled, fill
 from tpcompile.errors import UsageError
 from tpcompile.kept import Kept
 from tpcompile.lengths import cuts, lengthen, shorten, unpadded
 from tpcompile.manifest import Manifest, TensorInfo
-from tpcompile.plan import Wish
 
 SPEC = tuple(TensorInfo(name=name, dtype="int64", shape=(1, "seq")) for name in ("ids", "mask"))
 PER_TOKEN = TensorInfo(name="states", dtype="float32", shape=(1, "seq", 4))
@@ -77,7 +74,7 @@ def test_what_is_run_at_load_shows_the_sizes_to_come(exported: Path) -> None:
 
 
 def test_one_input_is_cut_to_every_size_that_is_swept() -> None:
-    swept = manifest(swept={"seq": [9, 8, 2]}, lengths=())
+    swept = manifest(swept={"seq": [9, 8, 2]}, primed=1, lengths=())
     assert [cut["mask"].shape for cut in cuts(arrays(9), swept)] == [(1, 9), (1, 8), (1, 2)]
     assert [cut["ids"].shape for cut in cuts(arrays(5), swept)] == [(1, 5), (1, 5), (1, 2)], "it is not made longer"
     (alone,) = cuts(arrays(9), manifest())
@@ -89,33 +86,12 @@ def test_what_is_swept_is_a_dim_of_the_engine_and_few_sizes() -> None:
         ({"x": [2]}, "there is no dynamic size x"),
         ({"seq": [0]}, "greater"),
         ({"seq": [*range(1, 258)]}, "256"),
+        ({"seq": [2], "other": [2]}, "one input is cut to sizes, along one dim"),
     ):
         with pytest.raises(ValueError, match=text):
-            manifest(swept=swept)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "wish", "swept"),
-    [
-        ((5, 6, 12), {}, [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2]),
-        ((5, 6, 12), {"lengths": (8,), "buckets": (8,)}, [12, 8]),
-        ((12, 12), {"buckets": (4, 8)}, [12, 8, 4]),  # inputs of one length: counts alone differ
-        ((12, 12), {}, [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2]),
-    ],
-)
-def test_where_ops_run_over_one_count_one_input_shows_every_shape(
-    text_compiled: Compiled, tmp_path: Path, lengths: tuple[int, ...], wish: dict[str, Any], swept: list[int]
-) -> None:
-    seen = [{"input_ids": np.full((1, n), 7), "attention_mask": np.ones((1, n), dtype=np.int64)} for n in lengths]
-    with bundle.stage(tmp_path / "out") as folder:
-        fill(folder, text_compiled, "openvino", wish=Wish(prime=True, calibrate=seen, **wish))
-    found = bundle.read(tmp_path / "out")
-    assert (found.manifest.primed, found.manifest.swept) == (1, {"seq": tuple(swept)})
-    assert "sink{square=True}" in found.manifest.pipeline
-    assert found.dense is not None
-    assert (found.dense.manifest.primed, found.dense.manifest.swept) == (0, {})
-    parity = api.validate(tmp_path / "out", samples=4)
-    assert parity.verdict == "PASSED", parity.text()
+            manifest(swept=swept, primed=1, inputs=(*SPEC, TensorInfo(name="more", dtype="int64", shape=(1, "other"))))
+    with pytest.raises(ValueError, match="one input is cut to sizes, along one dim"):
+        manifest(swept={"seq": [2]}, primed=2)
 
 
 def test_lengths_are_refused_where_padding_is_not_proved(bert_folder: Path, tmp_path: Path) -> None:

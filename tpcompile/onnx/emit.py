@@ -23,6 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import fx
 from torch.export import ExportedProgram
 from torch.onnx._internal import _lazy_import
+from torch.onnx._internal.fx.passes import type_promotion
 
 from tpcompile.capture import tracing
 from tpcompile.errors import EmitError, first_line
@@ -177,27 +178,24 @@ def hastened() -> Iterator[None]:
     The source of some 500 functions is read for its list of translations, a second: the function that makes the list is exchanged for one
     that remembers. And its promotion of types computes every value's type and shape again, a third of the rest.
     """
-    from torch.onnx._internal.fx.passes import type_promotion
-
     module: Any = type_promotion
-    interpreter = type_promotion._TypePromotionInterpreter
-
-    class Promote(type_promotion._TypePromotionInterpreter):
-        """Promotes; what a node gives is known."""
-
-        def run_node(self, n: fx.Node) -> Any:
-            if n.op != "call_function" or "val" not in n.meta:
-                return super().run_node(n)
-            with self._set_current_node(n):
-                if rule := type_promotion.get_type_promotion_rule(n, self.type_promotion_table):
-                    self._maybe_promote_node(n, rule)
-            return n.meta["val"]
-
-    LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = _translations, Promote
+    LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = _translations, _Promote
     try:
         yield
     finally:
-        LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = ASK, interpreter
+        LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = ASK, _Promote.__base__
+
+
+class _Promote(type_promotion._TypePromotionInterpreter):
+    """Promotes types; what a node gives is known."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function" or "val" not in n.meta:
+            return super().run_node(n)
+        with self._set_current_node(n):
+            if rule := type_promotion.get_type_promotion_rule(n, self.type_promotion_table):
+                self._maybe_promote_node(n, rule)
+        return n.meta["val"]
 
 
 @cache

@@ -15,10 +15,11 @@ import openvino
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.fx.passes import type_promotion
 
 from tpcompile import ops
 from tpcompile.capture import capture
-from tpcompile.onnx.emit import OnnxModel, emit, save
+from tpcompile.onnx.emit import OnnxModel, emit, hastened, save
 from tpcompile.passes import DEFAULT, Canonicalize, Mark, Pipeline, Place
 from tpcompile.program import Program
 from tpcompile.spec import TensorSpec
@@ -222,6 +223,17 @@ def test_what_torch_is_kept_from_computing_again_changes_nothing(monkeypatch: py
     quick = ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
     monkeypatch.setattr("tpcompile.onnx.emit.hastened", contextlib.nullcontext)
     assert quick == ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
+
+
+def test_exports_that_overlap_leave_torch_as_it_was() -> None:
+    own = type_promotion._TypePromotionInterpreter
+    first, second = hastened(), hastened()
+    for step in (first.__enter__, second.__enter__):
+        step()
+    assert type_promotion._TypePromotionInterpreter is not own
+    for one in (first, second):
+        one.__exit__(None, None, None)
+    assert type_promotion._TypePromotionInterpreter is own
 
 
 def test_heavy_weights_lie_beside_the_file(built: tuple[Any, ...], tmp_path: Path) -> None:
