@@ -32,8 +32,10 @@ STARTS = {
     "tpcompile --help": ["-c", "from tpcompile.cli import main; main(['--help'])"],
 }
 IMPORTED = (
-    "onnxruntime", "openvino", "onnxscript.optimizer", "transformers", "sympy", "networkx", "torch._functorch.aot_autograd",
-    "torch._export.non_strict_utils", "torch.export.decomp_utils", "torch.onnx._internal.exporter._core",
+    "onnxruntime", "openvino", "openvino.tools.ovc", "onnxscript.optimizer", "onnxscript.function_libs.torch_lib.ops", "transformers",
+    "sympy", "sympy.combinatorics", "networkx", "torch._functorch.aot_autograd", "torch._export.non_strict_utils", "torch._inductor",
+    "torch.export._trace", "torch.export.decomp_utils", "torch.onnx._internal.exporter._core",
+    "torch.onnx._internal.exporter._torchlib.ops",
 )  # fmt: skip
 """What an export imports on its way: time of its own, and no memory of its work."""
 REPEATS = 5
@@ -167,7 +169,8 @@ NOTES = """
 - torch.onnx would trace a program again to decompose it; where it knows every op, it is given the program as it is.
 - Metadata is computed again only behind a change: a node whose op and operands are those of the last time keeps its value.
 - Weights are shared by every stage of a program, and written straight to `model.onnx.data`; a file that goes into a bundle
-  unchanged is linked. OpenVINO maps that file, and its graph is given back before its plugin compiles.
+  unchanged is linked. OpenVINO maps that file; its graph, and what that took of the heap, go
+  back before its plugin compiles.
 - The ONNX checker sees heavy weights as inputs.
 - torch.onnx's promotion of types casts, and computes no value's type and shape again: the graph has them.
 - OpenVINO's graph is one of its own where a new shape costs (decision 0029): both targets together write two engines.

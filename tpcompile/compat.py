@@ -61,7 +61,7 @@ def _load_extension(folders: list[Path]) -> None:
 
 
 def return_memory() -> None:
-    """Give the system what closed engines left behind: glibc keeps it, and the next build's peak would come on top. Elsewhere nothing."""
+    """Give the system what engines and graphs left behind: glibc keeps it, and the next peak would come on top. Elsewhere nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -22,6 +22,7 @@ import numpy as np
 from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, Shareable, without_choice
 from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
+from tpcompile.compat import return_memory
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 from tpcompile.manifest import TAP
 
@@ -75,6 +76,7 @@ class OpenVino:
             if taps:
                 (scratch / "ir.xml").replace(out / TAPPED)
             del graph  # with its weights, before the plugin makes its own
+        return_memory()
         self.open(out, precision=precision, stage=stage).close()
 
     def open(
