@@ -16,6 +16,7 @@ from prepare import load, size_of
 
 from tpcompile.backends.onnxruntime import SLOWER
 from tpcompile.bundle import read
+from tpcompile.errors import EnvironmentFault
 
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE = 900
@@ -61,13 +62,13 @@ class Child:
         """Send a request, and wait for its answer.
 
         Raises:
-            ChildProcessError: the process ended.
+            EnvironmentFault: the process ended, with its last words.
         """
         assert self.process.stdin is not None
         try:
             print(what, file=self.process.stdin, flush=True)
         except BrokenPipeError:
-            raise ChildProcessError(self.row.name) from None
+            raise self.ended() from None
         return self.answer()
 
     def answer(self) -> Any:
@@ -75,8 +76,19 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise ChildProcessError(self.row.name)
+            raise self.ended()
         return json.loads(line)
+
+    def ended(self) -> EnvironmentFault:
+        """The error that the process ended."""
+        return EnvironmentFault(f"{self.row.name} ended: {self.last()}", fix="measure this cell again")
+
+    def last(self) -> str:
+        """What it said last; waits for its end."""
+        self.process.wait()
+        self.said.seek(0)
+        lines = self.said.read().strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
 
     def open(self) -> str:
         """Wait until it is open; returns why it is not, closed then, and empty where it is."""
@@ -84,12 +96,10 @@ class Child:
         timer.start()
         try:
             self.load_s = self.answer()["load_s"]
-        except ChildProcessError:
-            self.process.wait()
-            self.said.seek(0)
-            lines = self.said.read().strip().splitlines()
+        except EnvironmentFault:
+            why = self.last()
             self.close()
-            return lines[-1][:200] if lines else "it said nothing"
+            return why
         finally:
             timer.cancel()
         return ""

@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from tpcompile.errors import EnvironmentFault
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "speed"
 
@@ -25,15 +27,31 @@ def speed() -> Iterator[SimpleNamespace]:
     try:
         import cells
         import figures
+        import measure
         import page
         import plot
         import prepare
 
         main: ModuleType = __import__("runpy").run_path(folders[0] + "/__main__.py", run_name="speed")
-        yield SimpleNamespace(cells=cells, figures=figures, page=page, plot=plot, prepare=prepare, main=SimpleNamespace(**main))
+        named = {"cells": cells, "figures": figures, "measure": measure, "page": page, "plot": plot, "prepare": prepare}
+        yield SimpleNamespace(**named, main=SimpleNamespace(**main))
     finally:
         for folder in folders:
             sys.path.remove(folder)
+
+
+def test_a_row_that_ends_says_why(speed: SimpleNamespace, tmp_path: Path) -> None:
+    """Before the stream it is left out; in the midst of it the run ends, with an exit code and the row's last words."""
+    row = speed.measure.Row("pruned", "pruned", {"kind": "bundle", "threads": 1, "feeds": str(tmp_path / "none.npz")})
+    assert "none.npz" in speed.measure._start(row).open()
+    child = speed.measure._start(row)
+    try:
+        child.process.wait()
+        with pytest.raises(EnvironmentFault, match=r"pruned ended: .*none\.npz") as caught:
+            child.ask(0)
+        assert caught.value.exit_code == 3
+    finally:
+        child.close()
 
 
 def test_cells_are_told_apart_by_name(speed: SimpleNamespace) -> None:
