@@ -164,7 +164,7 @@ class Pipeline:
 
 def _typed(kind: type[GraphPass], options: Mapping[str, str]) -> dict[str, Any]:
     """Options of a pass from text, each of its default's type."""
-    kinds: dict[str, Callable[[str], Any]] = {f.name: _truth if f.default is False else type(f.default) for f in fields(kind)}
+    kinds: dict[str, Callable[[str], Any]] = {f.name: _truth if isinstance(f.default, bool) else type(f.default) for f in fields(kind)}
     return {name: kinds.get(name, str)(value) for name, value in options.items()}
 
 

@@ -55,8 +55,8 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   is always.
 - *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart: of texts,
   one input cut to every size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before.
-  Engines are chosen primed: where none of those with a ladder was fast enough (BERT-base and DeiT-B in float32, batches), a first pass that
-  is not primed takes up to a quarter longer than that of *naive*; a ladder would cost them up to 10 % of every later one.
+  Engines are chosen primed: where none of those with a ladder was fast enough (most of BERT-base and DeiT-B in float32, batches), a first
+  pass that is not primed takes up to a quarter longer than that of *naive*; a ladder would cost them up to 11 % of every later one.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6

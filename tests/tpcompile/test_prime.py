@@ -76,15 +76,20 @@ def test_an_input_of_another_model_is_not_cut(text_bundles: dict[str, Path], tmp
         {"lengths": (8,), "buckets": (4, 8)},
         {"dims": {"seq": (8, 512)}},  # counts go below what inputs may have
         {"dims": {"seq": (2, 512), "batch": (1, 8)}},
-        {"dims": {"batch": (1, 8)}, "batch": "ragged"},
         {"copies": 2},
     ],
 )
 def test_no_input_is_cut_where_cuts_would_not_show_the_counts(text_compiled: Compiled, fields: dict[str, Any]) -> None:
     assert sweep(text_compiled.square, manifest(), [feed(5), feed(12)]) is not None
-    dims = fields.get("dims", {"seq": ()})
-    inputs = tuple(one.model_copy(update={"shape": ("batch" if "batch" in dims else 1, "seq" if "seq" in dims else 12)}) for one in SPEC)
-    assert sweep(text_compiled.square, manifest(inputs=inputs, **fields), [feed(5), feed(12)]) is None
+    assert sweep(text_compiled.square, manifest(**fields), [feed(5), feed(12)]) is None
+
+
+def test_a_number_of_samples_is_no_number_of_tokens() -> None:
+    program: Any = SimpleNamespace(trace=lambda **inputs: SimpleNamespace(keep=[torch.ones(12, 12)]))
+    inputs = (TensorInfo(name="x", dtype="float32", shape=("n", 12)),)
+    for policy, cut in (("one", True), ("ragged", False)):
+        told = manifest(inputs=inputs, dims={"n": (2, 64)}, batch=policy)
+        assert (sweep(program, told, [{"x": np.ones((12, 12), np.float32)}]) is not None) == cut
 
 
 @pytest.mark.parametrize(("tokens", "cut"), [(300, True), (301, False), (75, False), (0, False)])
