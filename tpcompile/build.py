@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tpcompile import bundle as bundles
 from tpcompile.backends import Backend, Extent, backend
@@ -318,8 +317,7 @@ def _engine(
         fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
         _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
-    written = plan.step == Lower()
-    model = emit(plan.step(compiled.exact(plan))) if not written else compiled.squared if plan.square else compiled.engine
+    model = emit(plan.step(compiled.exact(plan))) if plan.step != Lower() else compiled.squared if plan.square else compiled.engine
     _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 
@@ -385,7 +383,7 @@ def _vectors(truth: Program, folder: Path, subject: Subject, extent: Extent) -> 
         given += [collate(texts)] if subject.batch == "ragged" and texts else [text.inputs for text in texts]
     rows = []
     for inputs in given:
-        trace = truth.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()})
+        trace = truth.trace(**inputs)
         taps = {name: tap.numpy() for name, tap in trace.taps.items()}
         samples, length = trace.keep[0].shape
         each = [compose({n: v[b : b + 1] for n, v in taps.items()}, len(trace.keep), length) for b in range(samples)]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tpcompile.data.samples import Sample
 from tpcompile.errors import UsageError
@@ -280,7 +279,7 @@ def calibrate(program: Program, samples: Sequence[Sample], quantile: float = 1.0
     """
     found = []
     for sample in samples:
-        trace = program.trace(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in sample.inputs.items()})
+        trace = program.trace(**sample.inputs)
         found.append([0 if index is None else index.shape[1] for index in trace.index])
     most = np.quantile(np.array(found), quantile, axis=0, method="higher")
     least = max(MIN_COUNT, *(site.pinned for site in program.sites))

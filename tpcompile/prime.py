@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tpcompile.bundle import PRIMERS, Vector, write_vectors
 from tpcompile.lengths import lengthen
@@ -70,7 +69,7 @@ def sweep(
 
 def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:
     """Tokens of an input, as the first site sees them; 0 without sites."""
-    keep = lowered.trace(**{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in feed.items()}).keep
+    keep = lowered.trace(**feed).keep
     return int(keep[0].shape[1]) if keep else 0
 
 
@@ -93,7 +92,7 @@ def cover(lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.
     seen: set[tuple[int, int, int]] = set()
     found: list[Mapping[str, np.ndarray]] = []
     for feed in feeds:
-        padded = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in lengthen(feed, manifest).items()}
+        padded = lengthen(feed, manifest)
         held = [
             next(iter(padded.values())).shape[1],
             *(0 if one is None else one.shape[1] for one in lowered.trace(**padded).index),

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
@@ -159,8 +160,8 @@ class Program:
         """Run in eager torch; inputs and outputs by name."""
         return self.trace(**inputs).outputs
 
-    def trace(self, **inputs: Tensor) -> Trace:
-        """Run in eager torch and return what each site decided beside the outputs.
+    def trace(self, **inputs: Tensor | np.ndarray) -> Trace:
+        """Run in eager torch, on tensors or arrays, and return what each site decided beside the outputs.
 
         Raises:
             TypeError: an input is missing or unknown.
@@ -172,7 +173,7 @@ class Program:
 
         return Trace(values, pick("keep"), pick("score"), pick("index"), pick("into"))
 
-    def values(self, nodes: Collection[str], **inputs: Tensor) -> dict[str, Tensor]:
+    def values(self, nodes: Collection[str], **inputs: Tensor | np.ndarray) -> dict[str, Tensor]:
         """Run in eager torch and return the values of these nodes, by name.
 
         Raises:
@@ -180,14 +181,14 @@ class Program:
         """
         return self._run(inputs, nodes)[1]
 
-    def _run(self, inputs: Mapping[str, Tensor], watched: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _run(self, inputs: Mapping[str, Tensor | np.ndarray], watched: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The outputs by name, and the values of some nodes."""
         names = [spec.name for spec in self.inputs]
         if set(inputs) != set(names):
             raise TypeError(f"inputs are {', '.join(names)}; got {', '.join(inputs) or 'none'}")
         runner = _Runner(self.exported.graph_module, frozenset(watched))
         with torch.no_grad():
-            values = runner.run(*self._flat([inputs[name] for name in names]))
+            values = runner.run(*self._flat([_tensor(inputs[name]) for name in names]))
         return dict(zip(self.output_names, values, strict=True)), runner.seen
 
     def _flat(self, user: list[Tensor]) -> list[Any]:
@@ -380,3 +381,7 @@ def where_of(node: fx.Node) -> Where:
     for path, _ in modules.values():
         module = path.removeprefix("captured").removeprefix(".") or module  # the name under which capture holds the model
     return user_frame(node.meta.get("stack_trace") or "", module)
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
