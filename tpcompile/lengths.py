@@ -38,17 +38,10 @@ def lengthen(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, 
 
 
 def cuts(arrays: Mapping[str, np.ndarray], manifest: Manifest) -> Iterator[dict[str, np.ndarray]]:
-    """An input that was checked, at every size that ``manifest.swept`` has for a dim; as it is where nothing is swept, or is shorter."""
-    if not manifest.swept:
-        yield dict(arrays)
-    dims = {tensor.name: tensor.shape for tensor in manifest.inputs}
-    for dim, sizes in manifest.swept.items():
-        along = [(name, d) for name in arrays for d, held in enumerate(dims[name]) if held == dim]
-        for size in sizes:
-            found = dict(arrays)
-            for name, d in along:
-                found[name] = found[name].take(range(min(size, found[name].shape[d])), axis=d)
-            yield found
+    """An input that was checked, at every size that ``manifest.swept`` has; as it is where nothing is swept, or is shorter."""
+    shapes = {tensor.name: tensor.shape for tensor in manifest.inputs}
+    for most in manifest.swept or (None,):
+        yield {name: x[tuple(slice(most if size in manifest.dims else None) for size in shapes[name])] for name, x in arrays.items()}
 
 
 def shorten(values: Mapping[str, np.ndarray], manifest: Manifest, own: int) -> dict[str, np.ndarray]:

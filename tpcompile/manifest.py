@@ -207,7 +207,7 @@ class Manifest(_Record):
         verified_on: kinds of device that tpcompile's tests have run engines of this target on; empty: it was built, and never run.
         parts: sub-bundle folder -> its identity, which becomes part of this one's. Its own manifest hashes its files.
         primed: inputs in ``prime.safetensors`` that ``load`` runs, so that the shapes to come are no longer new.
-        swept: dynamic dim -> sizes that ``load`` cuts the one input there to; empty: they run as they are.
+        swept: sizes of the one dynamic dim that ``load`` cuts the one input to; empty: they run as they are.
         copies: of the engine that ``load`` opens, each for inputs of other lengths.
         files: path in the bundle -> hash and size, but for parts, reports and the manifest itself.
     """
@@ -244,7 +244,7 @@ class Manifest(_Record):
     flops: Flops = Flops()
     tolerance: dict[str, float] = {}
     primed: Annotated[int, Field(ge=0)] = 0
-    swept: dict[str, Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=MOST_SIZES)]] = {}
+    swept: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=MOST_SIZES)] = ()
     copies: Annotated[int, Field(ge=1, le=MOST_COPIES)] = 1
     parts: dict[Relative, Digest] = {}
     files: dict[Relative, FileInfo] = {}
@@ -257,9 +257,7 @@ class Manifest(_Record):
         if self.copies > 1 and self.form == "staged":
             raise ValueError("stages have no copies")
         wanted = {*self.attended, *((self.padding,) if self.lengths else ())}
-        if strange := self.swept.keys() - {size for tensor in self.inputs for size in tensor.shape}:
-            raise ValueError(f"there is no dynamic size {', '.join(sorted(strange))}")
-        if self.swept and (len(self.swept), self.primed) != (1, 1):
+        if self.swept and (len(self.dims), self.primed) != (1, 1):
             raise ValueError("one input is cut to sizes, along one dim")
         missing = sorted(wanted - {tensor.name for tensor in self.inputs})
         if missing:

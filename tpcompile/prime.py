@@ -35,14 +35,14 @@ def prime(
     if not feeds:
         return manifest
     swept = sweep(lowered, manifest, feeds) if square else None
-    primers, sizes = ([swept[0]], swept[1]) if swept else (cover(lowered, manifest, feeds), {})
+    primers, sizes = ([swept[0]], swept[1]) if swept else (cover(lowered, manifest, feeds), ())
     write_vectors(folder / PRIMERS, [Vector(one, {}, ()) for one in primers])
     return manifest.model_copy(update={"primed": len(primers), "swept": sizes})
 
 
 def sweep(
     lowered: Program, manifest: Manifest, feeds: Sequence[Mapping[str, np.ndarray]]
-) -> tuple[Mapping[str, np.ndarray], dict[str, tuple[int, ...]]] | None:
+) -> tuple[Mapping[str, np.ndarray], tuple[int, ...]] | None:
     """The longest input, with the sizes of its one dynamic dim that show every shape to come.
 
     None where cuts of it would not: that dim is no number of tokens, an engine is several, a count lies below what inputs may have, or
@@ -64,7 +64,7 @@ def sweep(
     sizes = {min(size, most) for size in ({lengths.rung(n) for n in inputs} | {counts.rung(n) for n in every})}
     if any(size < least or min(lengths.rung(size), most) > size for size in sizes) or _tokens(lowered, longest) != most:
         return None
-    return longest, {dim: _few(sorted(sizes, reverse=True))}
+    return longest, _few(sorted(sizes, reverse=True))
 
 
 def _tokens(lowered: Program, feed: Mapping[str, np.ndarray]) -> int:

@@ -102,7 +102,7 @@ def record_dense(pruned: Manifest, dense: Program, model: OnnxModel) -> Manifest
         update={
             "role": "dense", "sites": (), "assumptions": (), "bounds": (), "attended": (), "method": None, "fitted": None,
             "pipeline": ",".join(dense.history),
-            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0, "swept": {},
+            "lowering": "dynamic", "form": "single", "buckets": (), "counts": (), "lengths": (), "padding": "", "primed": 0, "swept": (),
             "copies": 1, "reason": "", "stages": (),
             "outputs": tuple(TensorInfo.of(o) for o in model.outputs),
             "flops": Flops(tokens=("t0",), paper=pruned.flops.dense, graph=pruned.flops.dense, dense=pruned.flops.dense),

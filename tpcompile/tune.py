@@ -103,7 +103,7 @@ def time_in_turns(
     with ExitStack() as opened:
         engines = [opened.enter_context(load(path, threads=threads)) for _, path in candidates]
         cold, *warm = [_pass(engines, feeds, number) for number in range(REPEATS + 1)]
-        runs = [sum(map(len, one.manifest.swept.values())) or one.manifest.primed for one in engines]
+        runs = [len(one.manifest.swept) or one.manifest.primed for one in engines]
     later = [[one[i] for one in warm] for i in range(len(engines))]
     return [
         Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i]), runs[i]) for i, (plan, _) in enumerate(candidates)

@@ -189,7 +189,7 @@ def cell(document: Document) -> str:
     plan = document["plan"]
     ladders = "".join(f", {name} {','.join(map(str, plan[name]))}" for name in ("buckets", "lengths") if plan[name])
     passes = len(document["rows"][0]["warm_ms"])
-    sizes = sum(map(len, plan.get("swept", {}).values()))
+    sizes = len(plan.get("swept", ()))
     primed = f", a primer of {sizes} sizes" if sizes else f", {plan['primed']} primers" if plan["primed"] else ""
     lines = [
         f"### {document['cell']['name']}\n",

@@ -1,6 +1,7 @@
 """Inputs padded to a ladder of lengths, and shapes that are met when an engine is loaded: neither changes a number."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,24 +75,26 @@ def test_what_is_run_at_load_shows_the_sizes_to_come(exported: Path) -> None:
 
 
 def test_one_input_is_cut_to_every_size_that_is_swept() -> None:
-    swept = manifest(swept={"seq": [9, 8, 2]}, primed=1, lengths=())
+    swept = manifest(swept=[9, 8, 2], primed=1, lengths=())
     assert [cut["mask"].shape for cut in cuts(arrays(9), swept)] == [(1, 9), (1, 8), (1, 2)]
     assert [cut["ids"].shape for cut in cuts(arrays(5), swept)] == [(1, 5), (1, 5), (1, 2)], "it is not made longer"
     (alone,) = cuts(arrays(9), manifest())
     assert alone["ids"].shape == (1, 9)
 
 
-def test_what_is_swept_is_a_dim_of_the_engine_and_few_sizes() -> None:
-    for swept, text in (
-        ({"x": [2]}, "there is no dynamic size x"),
-        ({"seq": [0]}, "greater"),
-        ({"seq": [*range(1, 258)]}, "256"),
-        ({"seq": [2], "other": [2]}, "one input is cut to sizes, along one dim"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            manifest(swept=swept, primed=1, inputs=(*SPEC, TensorInfo(name="more", dtype="int64", shape=(1, "other"))))
-    with pytest.raises(ValueError, match="one input is cut to sizes, along one dim"):
-        manifest(swept={"seq": [2]}, primed=2)
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"swept": [0]}, "greater"),
+        ({"swept": [*range(1, 258)]}, "256"),
+        ({"swept": [2], "primed": 2}, "one input is cut to sizes, along one dim"),
+        ({"swept": [2], "dims": {}}, "one input is cut to sizes, along one dim"),
+        ({"swept": [2], "dims": {"seq": (2, 20), "batch": (1, 4)}}, "one input is cut to sizes, along one dim"),
+    ],
+)
+def test_one_input_is_swept_over_the_one_dim_of_the_engine_and_few_sizes(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        manifest(**{"primed": 1, **fields})
 
 
 def test_lengths_are_refused_where_padding_is_not_proved(bert_folder: Path, tmp_path: Path) -> None:

@@ -50,10 +50,10 @@ def test_where_ops_run_over_one_count_one_input_shows_every_shape(
     with bundle.stage(tmp_path / "out") as folder:
         fill(folder, text_compiled, "openvino", wish=Wish(prime=True, calibrate=[feed(n) for n in lengths], **wish))
     found = bundle.read(tmp_path / "out")
-    assert (found.manifest.primed, found.manifest.swept) == (1, {"seq": tuple(swept)})
+    assert (found.manifest.primed, found.manifest.swept) == (1, tuple(swept))
     assert "sink{square=True}" in found.manifest.pipeline
     assert found.dense is not None
-    assert (found.dense.manifest.primed, found.dense.manifest.swept) == (0, {})
+    assert (found.dense.manifest.primed, found.dense.manifest.swept) == (0, ())
     parity = api.validate(tmp_path / "out", samples=4)
     assert parity.verdict == "PASSED", parity.text()
 
@@ -61,7 +61,7 @@ def test_where_ops_run_over_one_count_one_input_shows_every_shape(
 def test_an_input_of_another_model_is_not_cut(text_bundles: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(text_bundles["openvino"], out)
-    made = bundle.read(out).manifest.model_copy(update={"swept": {"seq": (4, 2)}, "primed": 1})
+    made = bundle.read(out).manifest.model_copy(update={"swept": (4, 2), "primed": 1})
     for strange in ({"x": np.ones(3)}, {"input_ids": np.ones(3), "attention_mask": np.ones(3)}):
         bundle.write_vectors(out / bundle.PRIMERS, [bundle.Vector(strange, {}, ())])
         bundle.seal(out, made)
@@ -103,7 +103,7 @@ def test_every_small_size_is_shown_and_of_large_ones_some() -> None:
     program: Any = SimpleNamespace(trace=lambda **inputs: SimpleNamespace(keep=[torch.ones(1, 500)]))
     found = sweep(program, manifest(), [feed(500)])
     assert found is not None
-    sizes = found[1]["seq"]
+    sizes = found[1]
     assert len(sizes) == 256
     assert sizes[0] == 500
     assert sizes[-127:] == tuple(range(128, 1, -1))
@@ -135,4 +135,4 @@ def test_a_batch_of_images_is_not_cut(digits: Compiled, tmp_path: Path) -> None:
         fill(folder, digits, "openvino", wish=Wish(prime=True))
     found = bundle.read(tmp_path / "out").manifest
     assert found.dims.keys() == {"batch"}
-    assert (found.swept, found.primed > 0) == ({}, True)
+    assert (found.swept, found.primed > 0) == ((), True)
