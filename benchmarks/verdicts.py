@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -25,9 +25,10 @@ from tpcompile import api
 from tpcompile.bundle import read
 from tpcompile.data.feeds import samples_of
 from tpcompile.data.samples import Sample
-from tpcompile.engine import Engine, load
 from tpcompile.recipe import Recipe
+from tpcompile.timing.alone import apart
 from tpcompile.timing.latency import EFFECT, Latency, bench
+from tpcompile.timing.turns import Clocked, Tick, tick
 
 WORDS = {1: "faster", 0: "no clear difference", -1: "slower"}
 LEAST_CONTAINED, MOST_FASTER, LEAST_SLOWER = 17, 1, 17
@@ -37,16 +38,19 @@ LEAST_CONTAINED, MOST_FASTER, LEAST_SLOWER = 17, 1, 17
 class Slowed:
     """An engine that busy-waits after each call."""
 
-    def __init__(self, engine: Engine, wait_ns: int) -> None:
+    def __init__(self, engine: Clocked, wait_ns: int) -> None:
         self._engine, self._wait = engine, wait_ns
 
-    def __call__(self, **inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+    def __call__(self, index: int, /) -> Tick:
         """Compute, then burn the time."""
-        outputs = self._engine(**inputs)
+        one, late = self._engine(index), tick(self._burn)
+        queued = None if one.queued is None or late.queued is None else one.queued + late.queued
+        return Tick(one.wall + late.wall, one.cpu + late.cpu, queued)
+
+    def _burn(self) -> None:
         end = perf_counter_ns() + self._wait
         while perf_counter_ns() < end:
             pass
-        return outputs
 
     def close(self) -> None:
         """Close the engine."""
@@ -70,18 +74,16 @@ def row(found: Latency) -> dict[str, Any]:
 
 def run(bundle: Path, runs: int, samples: Sequence[Sample], repeats: int, share: float) -> dict[str, list[dict[str, Any]]]:
     """Compare ``runs`` times with itself and with the slowed copy, in turns."""
-
-    def original() -> Engine:
-        return load(bundle, threads=1)
-
     found: dict[str, list[dict[str, Any]]] = {"itself": [], "slowed": []}
-    for number in range(runs):
-        same = bench(original, original, samples, repeats, seed=number)
-        wait = int(share * 1e6 * float(np.median(same.warm.times.ruler)))
-        late = bench(lambda wait=wait: Slowed(original(), wait), original, samples, repeats, seed=number)
-        for name, latency in (("itself", same), ("slowed", late)):
-            found[name].append(row(latency))
-            print(f"{number + 1:>3} {name}  {found[name][-1]}", file=sys.stderr, flush=True)
+    with apart([one.inputs for one in samples], threads=1) as opener:
+        original = opener(bundle)
+        for number in range(runs):
+            same = bench(original, original, samples, repeats, seed=number)
+            wait = int(share * 1e6 * float(np.median(same.warm.times.ruler)))
+            late = bench(lambda wait=wait: Slowed(original(), wait), original, samples, repeats, seed=number)
+            for name, latency in (("itself", same), ("slowed", late)):
+                found[name].append(row(latency))
+                print(f"{number + 1:>3} {name}  {found[name][-1]}", file=sys.stderr, flush=True)
     return found
 
 

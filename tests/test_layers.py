@@ -13,7 +13,7 @@ FOLDERS = {"tpcompile": "tpcompile", "passes": "tpcompile.passes", "models": "tp
 ROWS = (
     (
         "compare", "compat", "data", "environment", "errors", "files", "frozen", "onnx", "onnx.fuse", "proof",
-        "proof.keptsets", "report", "report.spectrogram", "rows", "spec", "timing", "timing.stats",
+        "proof.keptsets", "report", "report.spectrogram", "rows", "spec", "timing", "timing.stats", "timing.turns",
     ),
     (
         "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "inputs", "kept", "manifest", "ops",
@@ -21,11 +21,11 @@ ROWS = (
     ),
     (
         "bundle", "compare.graphview", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules", "program",
-        "proof.answers", "timing.breakeven", "timing.turns", "untraceable",
+        "proof.answers", "timing.breakeven", "timing.workers", "untraceable",
     ),
     (
         "capture", "compare.fxview", "compare.graphdiff", "data.tasks", "data.tensors", "onnx.names", "onnx.ops",
-        "passes.axesmap", "prime", "proof.agreement", "text", "timing.workers",
+        "passes.axesmap", "prime", "proof.agreement", "text",
     ),
     (
         "data.pictures", "onnx.emit", "onnx.flat", "onnx.lower", "passes.cost", "passes.levels", "passes.masks",
@@ -41,8 +41,8 @@ ROWS = (
     ),
     ("chain", "data.feeds", "passes.assumptions", "passes.impose", "plan", "proof.coverage", "timing.folding"),
     ("calibration", "compare.staged", "engine", "onnx.quantised", "passes.place", "proof.parity", "record", "timing.attribution"),
-    ("compare.watch", "passes.recognise", "proof.proving", "proof.verification", "timing.footprint", "timing.latency", "tune"),
-    ("compare.layers", "passes", "passes.padding", "report.waterfall"),
+    ("compare.watch", "passes.recognise", "proof.proving", "proof.verification", "timing.alone", "timing.latency"),
+    ("compare.layers", "passes", "passes.padding", "report.waterfall", "tune"),
     ("build", "compare.cutout", "compare.findings", "explanation", "operating", "report.page"),
     ("compare.passwise", "report.overview"),
     ("api", "compare.bisection"),

@@ -35,11 +35,12 @@ from tpcompile.report import overview, spectrogram
 from tpcompile.report.page import EngineRun, PatchTrace, ReportData, WordTrace, trace_patches, trace_words
 from tpcompile.report.page import write as write_report
 from tpcompile.subject import Subject, subject_of
+from tpcompile.timing.alone import apart
 from tpcompile.timing.attribution import attribute as find_attribution
-from tpcompile.timing.footprint import peaks
 from tpcompile.timing.latency import EFFECT, Latency
 from tpcompile.timing.latency import bench as measure_latency
 from tpcompile.timing.targets import Slo
+from tpcompile.timing.workers import crowd
 
 Model = nn.Module | ExportedProgram | Program | str | Path
 
@@ -227,7 +228,7 @@ def _fitted(folder: Path, subject: Subject, flops: float, data: Data | None, dim
 def bench(path: str | Path, against: str | Path = "dense", data: str | Path | None = None, samples: int | None = None,
           repeats: int = 4, threads: int = 1, slo: str | None = None, min_speedup: float | None = None, min_effect: float = EFFECT,
           confidence: float = 0.95, truncate: bool = False, batch: int | None = None, group: str = "stream", workers: int = 1,
-          memory: bool = True, attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
+          attribute: bool = False, progress: Progress | None = None) -> Latency:  # fmt: skip
     """Time a bundle against its dense baseline or another bundle on real inputs, interleaved; see ``tpcompile.timing.latency``.
 
     Args:
@@ -235,7 +236,7 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         against: ``dense``, or another bundle.
         data: see ``validate``.
         samples: at most this many.
-        repeats: times that fresh sessions run the data cold and warm.
+        repeats: times that fresh engines, each in a process of its own, run the data cold and warm.
         threads: per engine.
         slo: such as ``p95<=8ms``.
         min_speedup: such as 1.3.
@@ -245,7 +246,6 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
         batch: samples an inference, default 1: what is timed is the batch.
         group: how samples make batches: ``stream``, in their own order, or ``length``, similar lengths together.
         workers: callers at once; more than 1 measures that too.
-        memory: measure the peak memory of each engine, in a process of its own.
         attribute: profile both engines: where the time goes, and from where on pruning should pay.
         progress: called per pass.
     """
@@ -261,20 +261,21 @@ def bench(path: str | Path, against: str | Path = "dense", data: str | Path | No
     stream = [Sample("", collate(rows), tokens=max(row.length for row in rows)) for rows in groups]
     gate = None if slo is None else Slo.parse(slo)
     twin, kept = other.path, cache(lambda: counts(path, groups) if own else [])
-    latency = measure_latency(
-        lambda: load(path, threads=threads), lambda: load(twin, threads=threads), stream, repeats,
-        confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads, workers=workers,
-        crowds=(lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers)),
-        flops=found.manifest.flops if own else None, counts=kept,
-        progress=progress and (lambda done, total: progress(f"time {len(rows)} samples by {size}, passes", done, total)),
-    )  # fmt: skip
+    with apart([one.inputs for one in stream], threads) as opener:
+        latency = measure_latency(
+            opener(found.path), opener(twin), stream, repeats,
+            confidence=confidence, min_speedup=min_speedup, min_effect=min_effect, slo=gate, threads=threads,
+            flops=found.manifest.flops if own else None, counts=kept,
+            progress=progress and (lambda done, total: progress(f"time {len(rows)} samples by {size}, passes", done, total)),
+        )  # fmt: skip
+    if workers > 1:
+        both = (lambda: load(twin, threads=threads, callers=workers), lambda: load(path, threads=threads, callers=workers))
+        latency = replace(latency, load=crowd(*both, stream, workers, threads, repeats, confidence))
     if attribute:
         times = (np.median(one, axis=0) for one in latency.warm.times.ruler)
         latency = replace(
             latency, attribution=find_attribution(found, other, stream, kept(), threads, (next(times), next(times)))
         )
-    if memory:
-        latency = replace(latency, memory=peaks({"dense": twin, "pruned": found.path}, stream, threads))
     found.report("bench", latency.to_json())
     return latency
 

@@ -1,29 +1,30 @@
 """Choose among plans by measurement, on real inputs.
 
-Every candidate is built and opened; then all of them run the same inputs in the same order, taking turns, forth and back, once cold (shapes
-are new, but for what ``load`` runs, which are other inputs where there are two) and a few times warm. What counts is the cold pass and the
-median warm pass together: a stream meets both. A choice must not hang on noise: of those within ``MARGIN`` of the fastest the one that runs
-least at load is taken, and of such the first; the very first is the rule's own.
+Every candidate is built and opened in a process of its own; then all of them run the same inputs in the same order, taking turns, forth
+and back, once cold (shapes are new, but for what ``load`` runs, which are other inputs where there are two) and a few times warm. What
+counts is the cold pass and the median warm pass together: a stream meets both. A choice must not hang on noise: of those within
+``MARGIN`` of the fastest the one that runs least at load is taken, and of such the first; the very first is the rule's own.
 """
 
-import gc
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from tpcompile.engine import Engine, load
+from tpcompile.bundle import read
 from tpcompile.plan import Plan
+from tpcompile.timing.alone import apart
+from tpcompile.timing.stats import spread
+from tpcompile.timing.turns import measure, pinned
 
 MARGIN = 0.03
 """How much slower than the fastest a candidate may be: about what two runs of one engine differ by."""
 REPEATS = 3
 """Warm passes."""
+TURN = 5
+"""Inputs that a candidate runs before the next: one in use finds its own weights in the caches, not seven others'."""
 
 
 @dataclass(frozen=True)
@@ -100,39 +101,22 @@ def time_in_turns(
         feeds: real inputs, in their order.
         threads: per engine.
     """
-    with ExitStack() as opened:
-        engines = [opened.enter_context(load(path, threads=threads)) for _, path in candidates]
-        cold, *warm = [_pass(engines, feeds, number) for number in range(REPEATS + 1)]
-        runs = [len(one.manifest.swept) or one.manifest.primed for one in engines]
-    later = [[one[i] for one in warm] for i in range(len(engines))]
+    with apart(feeds, threads) as opener, pinned(threads):
+        cold, warm = measure([opener(path) for _, path in candidates], len(feeds), 1, warm=REPEATS, turn=TURN)
+    first, later = cold.ruler.sum(axis=2)[:, 0], warm.ruler.sum(axis=2)
     return [
-        Trial(plan, cold[i], statistics.median(later[i]), _spread(later[i]), runs[i]) for i, (plan, _) in enumerate(candidates)
+        Trial(plan, float(first[i]), float(np.median(later[i])), spread(later[i]), _runs(path))
+        for i, (plan, path) in enumerate(candidates)
     ]
+
+
+def _runs(bundle: Path) -> int:
+    """Inferences when it is loaded."""
+    manifest = read(bundle).manifest
+    return len(manifest.swept) or manifest.primed
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
     """Of those within the margin of the fastest, the first that runs least at load."""
     most = min(trial.total for trial in trials) * (1 + MARGIN)
     return min((trial for trial in trials if trial.total <= most), key=lambda trial: trial.runs)
-
-
-def _spread(times: Sequence[float]) -> float:
-    return (max(times) - min(times)) / statistics.median(times)
-
-
-def _pass(engines: Sequence[Engine], feeds: Sequence[Mapping[str, np.ndarray]], number: int) -> list[float]:
-    """Milliseconds of each engine over all inputs; every other input in the order turned round."""
-    times = [0.0] * len(engines)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for index, one in enumerate(feeds):
-            order = range(len(engines))
-            for which in order if (index + number) % 2 == 0 else reversed(order):
-                begin = perf_counter()
-                engines[which](**one)
-                times[which] += (perf_counter() - begin) * 1e3
-    finally:
-        if collecting:
-            gc.enable()
-    return times

@@ -71,7 +71,6 @@ def data_options(command: Decorated) -> Decorated:
 @click.option(
     "--attribute", is_flag=True, help="Profile both engines: where the time goes, and from where on pruning should pay."
 )
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure each engine's peak memory.")
 @click.pass_obj
 def bench(settings: Settings, /, bundle: Path, **options: Any) -> None:
     """Measure the engine against the dense one: real inputs in order, interleaved, cold and warm apart.

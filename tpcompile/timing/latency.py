@@ -1,7 +1,7 @@
 """Is the pruned engine faster on real inputs? Paired, interleaved, cold and warm apart, with a verdict that can be trusted.
 
 Protocol (design.md 9): the inputs come in their real order, each once a pass, so that counts and shapes change as in use; how the
-two engines take turns is ``tpcompile.timing.turns``'s. *Cold* is the first pass of fresh sessions: shapes are new; *warm* the pass
+two engines take turns is ``tpcompile.timing.turns``'s. *Cold* is the first pass of fresh engines: shapes are new; *warm* the pass
 after it.
 
 Figures are sums over the stream, percentiles only where the number of samples supports them, and the ratio dense / pruned with an
@@ -25,7 +25,7 @@ from tpcompile.timing.attribution import Attribution
 from tpcompile.timing.stats import Interval, Summary, as_json, drift, paired_ratio, spread, summarise
 from tpcompile.timing.targets import VERDICTS, Judged, Slo, judge_speedup, worst
 from tpcompile.timing.turns import Opener, Times, measure, pinned
-from tpcompile.timing.workers import Load, crowd
+from tpcompile.timing.workers import Load
 
 EFFECT = 0.01
 """The smallest difference worth a word: two runs of one engine differ by that much."""
@@ -110,7 +110,7 @@ class Latency:
         tokens: length of every sample, in stream order.
         shapes: number of distinct lengths among them.
         by_shape: the same by length.
-        cold: the first pass of fresh sessions.
+        cold: the first pass of fresh engines.
         warm: the passes after it.
         noise: how far warm passes are apart, as a share: totals of ``dense`` and ``pruned``, and their ``ratio``.
         drift: by which share warm passes became slower from the first to the last, both engines together.
@@ -120,7 +120,7 @@ class Latency:
         effect: smallest difference that is called one, as a share.
         per_second: samples a second of ``dense`` and ``pruned``, warm, one caller.
         load: several callers at once; None where that was not asked for.
-        memory: peak MB of a process with that engine alone, above one without, ``dense`` and ``pruned``; empty where it was not measured.
+        memory: the most MB that an engine added to its process, ``dense`` and ``pruned``; empty where that cannot be told.
         attribution: where the time went; None where that was not asked for.
         saving: work of dense and pruned on these samples; None where it is not known.
         seed: of the bootstrap.
@@ -199,8 +199,6 @@ def bench(
     slo: Slo | None = None,
     phases: Sequence[PhaseName] = ("cold", "warm"),
     threads: int = 1,
-    workers: int = 1,
-    crowds: tuple[Opener, Opener] | None = None,
     flops: Formulas | None = None,
     counts: Sequence[Counts] | Callable[[], Sequence[Counts]] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -208,10 +206,10 @@ def bench(
     """Time both engines on the stream and judge.
 
     Args:
-        pruned: opens a fresh pruned engine.
+        pruned: opens a fresh pruned engine that has the stream.
         dense: opens a fresh dense engine with the same threads and precision.
-        samples: real inputs in their real order.
-        repeats: times that fresh sessions run the stream cold and warm, at least 2: noise is what they differ by.
+        samples: the stream: real inputs in their real order.
+        repeats: times that fresh engines run the stream cold and warm, at least 2: noise is what they differ by.
         seed: of the bootstrap.
         confidence: of the interval a verdict needs.
         min_speedup: least dense time / pruned time.
@@ -219,8 +217,6 @@ def bench(
         slo: target for a percentile of the pruned engine.
         phases: phases that the targets apply to; all of them must hold.
         threads: of each engine: so many cores the measurement is kept on.
-        workers: callers at once; more than 1 measures that too, on ``threads`` cores each.
-        crowds: open dense and pruned engines for so many callers; default as for one.
         flops: the pruned bundle's formulas.
         counts: what the pruned engine kept of each sample, for the formulas; a function is called after the timing. Where
             ``samples`` are batches, one entry per sample in them.
@@ -234,8 +230,7 @@ def bench(
     if not callable(counts):
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
-        cold, warm = measure(dense, pruned, samples, repeats, progress)
-    load = crowd(*(crowds or (dense, pruned)), samples, workers, threads, repeats, confidence) if workers > 1 else None
+        cold, warm = measure((dense, pruned), len(samples), repeats, progress=progress)
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None
@@ -265,8 +260,8 @@ def bench(
         cpus=cpus,
         effect=min_effect,
         per_second={name: 1e3 * calls / found["warm"].side(name).total for name in ("dense", "pruned")},
-        load=load,
-        memory={},
+        load=None,
+        memory=dict(zip(("dense", "pruned"), warm.peaks, strict=False)),
         saving=work,
         seed=seed,
     )

@@ -1,35 +1,50 @@
-"""The clockwork of ``bench``: two engines take turns on a stream, on a core of their own as far as the system allows.
+"""The clockwork of ``bench`` and of ``--tune``: engines take turns on a stream, on a core of their own as far as the system allows.
 
-One repeat opens fresh sessions, runs the stream once *cold* (each engine meets each shape for the first time) and once *warm*. Within a
+One repeat opens fresh engines, runs the stream once *cold* (each engine meets each shape for the first time) and then *warm*. Within a
 pass the order is A B, B A, A B, ... (ABBA over neighbours), the next pass the other way round. Two clocks run: the wall's, and that of
-this process's CPU time, which stands still while another program holds the core. The system also says how long threads stood in line
+the engine's CPU time, which stands still while another program holds the core. The system also says how long threads stood in line
 for a core: where CPU time and that together make up the wall's time, one thread did all the work, and its CPU time is the engine's own.
 """
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns, process_time_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tpcompile.data.samples import Sample
 
 TOLD = 0.1
 """How far CPU time and time in line may be from the wall's time, as a share, for the rest to be believed."""
 TASKS = Path("/proc/self/task")
 
 
-class Opened(Protocol):
-    """An engine that was opened for this measurement and is closed after it."""
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One inference.
 
-    def __call__(self, **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        """Compute."""
+    Attributes:
+        wall: nanoseconds.
+        cpu: nanoseconds of CPU time of the engine's process.
+        queued: nanoseconds that its threads stood in line for a core; None where the system does not say.
+        peak: the most MB that the engine added to its process so far; None where that cannot be told.
+    """
+
+    wall: int
+    cpu: int
+    queued: int | None = None
+    peak: float | None = None
+
+
+class Clocked(Protocol):
+    """An engine that was opened for this measurement, has the stream, and is closed after it."""
+
+    def __call__(self, index: int, /) -> Tick:
+        """Run one sample of the stream, and say what it took."""
         ...
 
     def close(self) -> None:
@@ -37,7 +52,7 @@ class Opened(Protocol):
         ...
 
 
-Opener = Callable[[], Opened]
+Opener = Callable[[], Clocked]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +60,16 @@ class Times:
     """What one phase took.
 
     Attributes:
-        wall: ms ``[2, passes, n]``, dense first, in stream order.
-        cpu: ms of CPU time of this process, likewise.
+        wall: ms ``[E, passes, n]``, in the order of the engines and of the stream.
+        cpu: ms of CPU time, likewise.
         own: the CPU time is what the wall clock would show on a core of one's own.
+        peaks: the most MB that each engine added to its process until then; empty where that cannot be told.
     """
 
     wall: NDArray[np.float64]
     cpu: NDArray[np.float64]
     own: bool
+    peaks: tuple[float, ...] = ()
 
     @property
     def ruler(self) -> NDArray[np.float64]:
@@ -67,7 +84,7 @@ class Times:
 
 @contextmanager
 def pinned(threads: int) -> Iterator[tuple[int, ...]]:
-    """Keep this thread, and those it starts, on ``threads`` cores, the last ones; where the system has no such thing, do nothing.
+    """Keep this thread, and what it starts, on ``threads`` cores, the last ones; where the system has no such thing, do nothing.
 
     Yields:
         The cores; empty where nothing was pinned.
@@ -84,69 +101,76 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         os.sched_setaffinity(0, before)
 
 
-@dataclass
-class _Pass:
-    """Nanoseconds by engine and sample, of the wall and of the CPU, and what all threads stood in line meanwhile."""
-
-    wall: list[list[int]]
-    cpu: list[list[int]]
-    queued: int | None
-
-
 def measure(
-    dense: Opener, pruned: Opener, samples: Sequence[Sample], repeats: int, progress: Callable[[int, int], None] | None = None
+    openers: Sequence[Opener],
+    samples: int,
+    repeats: int,
+    *,
+    warm: int = 1,
+    turn: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Times, Times]:
-    """Time both engines on the stream, ``repeats`` times in fresh sessions.
+    """Time engines on a stream, ``repeats`` times freshly opened.
 
     Args:
-        dense: opens one.
-        pruned: opens the other.
-        samples: the stream.
-        repeats: pairs of a cold and a warm pass.
+        openers: each opens an engine.
+        samples: in the stream.
+        repeats: of a cold pass and the warm ones behind it.
+        warm: passes behind each cold one.
+        turn: samples that an engine runs before it is the next one's turn.
         progress: called between passes, while no clock runs, with the passes done and with all of them.
 
     Returns:
-        The cold passes and the warm ones, ``[2, repeats, n]`` each.
+        The cold passes ``[E, repeats, n]``, and the warm ones ``[E, repeats * warm, n]``.
     """
-    passes: list[_Pass] = []
+    cold: list[list[list[Tick]]] = []
+    later: list[list[list[Tick]]] = []
     for number in range(repeats):
         with ExitStack() as opened:
-            order = (dense, pruned) if number % 2 == 0 else (pruned, dense)
+            order = openers if number % 2 == 0 else openers[::-1]
             engines = [opened.enter_context(closing(opener())) for opener in order]
             engines = engines if number % 2 == 0 else engines[::-1]
-            for turn in (number, number + 1):
+            for step in range(warm + 1):
                 if progress is not None:
-                    progress(len(passes), 2 * repeats)
-                passes.append(_pass(engines, samples, turn))
-    return _times(passes[::2]), _times(passes[1::2])
+                    progress(len(cold) + len(later), repeats * (warm + 1))
+                (later if step else cold).append(_pass(engines, samples, turn, number + step))
+    return _times(cold), _times(later)
 
 
-def _times(passes: Sequence[_Pass]) -> Times:
+def _times(passes: Sequence[Sequence[Sequence[Tick]]]) -> Times:
+    """Of ticks ``[passes, E, n]``."""
     wall, cpu = (
-        np.array(rows, dtype=np.float64).swapaxes(0, 1) / 1e6 for rows in zip(*((p.wall, p.cpu) for p in passes), strict=True)
+        np.array([[[getattr(tick, clock) for tick in row] for row in one] for one in passes], dtype=np.float64).swapaxes(0, 1)
+        / 1e6
+        for clock in ("wall", "cpu")
     )
-    queued = [one.queued for one in passes]
-    if any(one is None for one in queued) or not cpu.all():
-        return Times(wall, cpu, own=False)
-    told = cpu.sum() + sum(one or 0 for one in queued) / 1e6
-    return Times(wall, cpu, own=bool(abs(told / wall.sum() - 1) <= TOLD))
+    ticks = [tick for one in passes for row in one for tick in row]
+    queued = [tick.queued for tick in ticks if tick.queued is not None]
+    told = (cpu.sum() + sum(queued) / 1e6) / wall.sum()
+    own = len(queued) == len(ticks) and bool(cpu.all()) and bool(abs(told - 1) <= TOLD)
+    held = [[tick.peak for one in passes for tick in one[engine] if tick.peak is not None] for engine in range(len(wall))]
+    return Times(wall, cpu, own, tuple(max(one) for one in held) if all(held) else ())
 
 
-def _pass(engines: Sequence[Opened], samples: Sequence[Sample], number: int) -> _Pass:
-    """Run the stream; who goes first alternates with the sample and with the pass."""
-    found = _Pass([[], []], [[], []], None)
-    before = queued_ns()
+def _pass(engines: Sequence[Clocked], samples: int, turn: int, number: int) -> list[list[Tick]]:
+    """Run the stream; who goes first alternates with the turn and with the pass."""
+    found: list[list[Tick]] = [[] for _ in engines]
     with without_gc():
-        for index, sample in enumerate(samples):
-            first = (index + number) % 2
-            for which in (first, 1 - first):
-                busy, start = process_time_ns(), perf_counter_ns()
-                engines[which](**sample.inputs)
-                found.wall[which].append(perf_counter_ns() - start)
-                found.cpu[which].append(process_time_ns() - busy)
-    after = queued_ns()
-    found.queued = after - before if before is not None and after is not None else None
+        for count, start in enumerate(range(0, samples, turn)):
+            order = range(len(engines))
+            for which in order if (count + number) % 2 == 0 else reversed(order):
+                found[which] += [engines[which](i) for i in range(start, min(start + turn, samples))]
     return found
+
+
+def tick(work: Callable[[], object]) -> Tick:
+    """Run something by both clocks."""
+    before = queued_ns()
+    busy, start = process_time_ns(), perf_counter_ns()
+    work()
+    wall, cpu = perf_counter_ns() - start, process_time_ns() - busy
+    after = queued_ns()
+    return Tick(wall, cpu, None if before is None or after is None else after - before)
 
 
 def queued_ns() -> int | None:

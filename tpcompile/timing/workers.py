@@ -4,23 +4,32 @@ Each round every engine's callers empty the stream together, dense and pruned in
 compiled engine, each with a session of its own on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter_ns
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample
 from tpcompile.timing.stats import Interval, Summary, mean_ratio, summarise
-from tpcompile.timing.turns import Opened, Opener, pinned, without_gc
+from tpcompile.timing.turns import pinned, without_gc
 
 
-class Shared(Opened, Protocol):
+class Shared(Protocol):
     """An engine that several threads can use at once, each through a handle of its own."""
+
+    def __call__(self, **inputs: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """Compute."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory and threads back."""
+        ...
 
     def share(self) -> Self:
         """Another handle on the same engine."""
@@ -53,7 +62,13 @@ class Load:
 
 
 def crowd(
-    dense: Opener, pruned: Opener, samples: Sequence[Sample], workers: int, threads: int, rounds: int, confidence: float
+    dense: Callable[[], Shared],
+    pruned: Callable[[], Shared],
+    samples: Sequence[Sample],
+    workers: int,
+    threads: int,
+    rounds: int,
+    confidence: float,
 ) -> Load:
     """Let ``workers`` callers empty the stream together, in turns on either engine.
 
@@ -72,7 +87,7 @@ def crowd(
     with pinned(workers * threads), ExitStack() as opened:
         crowds = []
         for opener in (dense, pruned):
-            first = cast(Shared, opened.enter_context(closing(opener())))
+            first = opened.enter_context(closing(opener()))
             crowds.append([first, *(opened.enter_context(closing(first.share())) for _ in range(workers - 1))])
         pool = opened.enter_context(ThreadPoolExecutor(workers))
         drained: list[tuple[list[tuple[float, list[float]]], ...]] = []
@@ -85,11 +100,11 @@ def crowd(
     return _load(drained[1:], workers, samples, confidence)
 
 
-def _drain(pool: ThreadPoolExecutor, engines: Sequence[Opened], samples: Sequence[Sample]) -> tuple[float, list[float]]:
+def _drain(pool: ThreadPoolExecutor, engines: Sequence[Shared], samples: Sequence[Sample]) -> tuple[float, list[float]]:
     """All callers take from one stream until it is empty; ms in all, and ms of each call."""
     turn = count()
 
-    def caller(engine: Opened) -> list[float]:
+    def caller(engine: Shared) -> list[float]:
         times = []
         while (index := next(turn)) < len(samples):
             start = perf_counter_ns()

@@ -56,7 +56,6 @@ def pages(
     texts.write_text("\n".join("words about pruning "[: 3 + i] for i in range(6)), encoding="utf-8")
     data = {name: None if name == "image" else texts for name in found}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "peaks", lambda *_: {"dense": 2.0, "pruned": 3.0})  # takes processes of its own, and has its own test
         patch.setattr(api, "bench", partial(api.bench, repeats=2))
         return {name: api.report(path, data[name], samples=6, out=room / f"{name}.html") for name, path in found.items()}
 

@@ -1,4 +1,4 @@
-"""Latency: order, phases, verdicts. The clock is ours, so nothing here depends on real time."""
+"""Latency: order, phases, verdicts. Engines say what they take, so nothing here depends on real time."""
 
 import itertools
 import json
@@ -11,9 +11,9 @@ import pytest
 from tpcompile.data.load import Sample
 from tpcompile.errors import InputError, UsageError
 from tpcompile.flops import Counts
-from tpcompile.timing import turns as timing
 from tpcompile.timing.latency import bench
 from tpcompile.timing.targets import Slo
+from tpcompile.timing.turns import Tick
 
 COUNT = 40
 
@@ -27,34 +27,29 @@ class Formulas:
 
 
 class Machine:
-    """A clock that only engines move, and a log of who ran what."""
+    """Makes engines that take the time they say, and logs who ran what."""
 
-    def __init__(self, monkeypatch):
-        self.now, self.elsewhere, self.log, self.opened, self.closed = 0, 0, [], [], []
-        monkeypatch.setattr(timing, "perf_counter_ns", lambda: self.now)
-        self.asleep = 0
-        monkeypatch.setattr(timing, "process_time_ns", lambda: self.now - self.elsewhere - self.asleep)
-        monkeypatch.setattr(timing, "queued_ns", lambda: self.elsewhere)
+    def __init__(self):
+        self.log, self.opened, self.closed = [], [], []
 
-    def engine(self, name, cost, cold=1.0, fail=False, wait=lambda tokens: 0.0, sleep=0.0):
+    def engine(self, name, cost, cold=1.0, fail=False, wait=lambda tokens: 0.0, sleep=0.0, data=None):
         """An opener; ``cost(tokens, session)`` in ms, times ``cold`` for a new length; beside it ms in line for a core, and asleep."""
-        machine = self
+        machine, data = self, DATA if data is None else data
 
         class Engine:
             def __init__(self):
                 machine.opened.append(name)
                 self.seen, self.session = set(), machine.opened.count(name) - 1
 
-            def __call__(self, **inputs):
+            def __call__(self, index):
                 if fail:
                     raise RuntimeError("broken")
-                n = inputs["input_ids"].shape[1]
+                n = data[index].inputs["input_ids"].shape[1]
                 machine.log.append((name, n))
-                machine.now += int((cost(n, self.session) * (1.0 if n in self.seen else cold) + wait(n) + sleep) * 1e6)
-                machine.elsewhere += int(wait(n) * 1e6)
-                machine.asleep += int(sleep * 1e6)
+                busy = int(cost(n, self.session) * (1.0 if n in self.seen else cold) * 1e6)
+                queued = int(wait(n) * 1e6)
                 self.seen.add(n)
-                return {}
+                return Tick(busy + queued + int(sleep * 1e6), busy, queued, 100.0 if name == "dense" else 60.0)
 
             def close(self):
                 machine.closed.append(name)
@@ -63,8 +58,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    return Machine(monkeypatch)
+def machine():
+    return Machine()
 
 
 DATA = [Sample(text="", inputs={"input_ids": np.ones((1, n), dtype=np.int64)}) for n in range(10, 10 + COUNT)]
@@ -75,7 +70,8 @@ def steady(factor):
 
 
 def run(machine, factor=0.5, data=DATA, cold=1.0, **options):
-    return bench(machine.engine("pruned", steady(factor), cold), machine.engine("dense", steady(1.0)), data, **options)
+    pruned, dense = machine.engine("pruned", steady(factor), cold, data=data), machine.engine("dense", steady(1.0), data=data)
+    return bench(pruned, dense, data, **options)
 
 
 def test_every_pass_keeps_the_order_and_alternates(machine):
@@ -85,7 +81,7 @@ def test_every_pass_keeps_the_order_and_alternates(machine):
     starts = [[machine.log[2 * COUNT * number + i][0] for i in (0, 2, 4)] for number in range(4)]
     assert ["".join(name[0] for name in start) for start in starts] == ["dpd", "pdp", "pdp", "dpd"]
     assert [machine.log[i][0] for i in range(8)] == ["dense", "pruned", "pruned", "dense"] * 2
-    assert machine.opened == ["dense", "pruned", "pruned", "dense"]  # fresh sessions each time, neither always first
+    assert machine.opened == ["dense", "pruned", "pruned", "dense"]  # fresh engines each time, neither always first
     assert sorted(machine.closed) == sorted(machine.opened)
 
 
@@ -111,6 +107,7 @@ def test_figures_and_raw_times(machine):
     assert found.warm.dense.p90 is not None
     assert found.warm.dense.p95 is None  # 40 samples do not support it
     assert found.shapes == COUNT
+    assert found.memory == {"dense": 100.0, "pruned": 60.0}
 
 
 def test_realisation_is_speedup_over_flops_ratio(machine):

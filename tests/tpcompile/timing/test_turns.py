@@ -3,11 +3,9 @@
 import gc
 import os
 
-import numpy as np
 import pytest
 
-from tpcompile.data.samples import Sample
-from tpcompile.timing.turns import TASKS, measure, pinned, queued_ns, without_gc
+from tpcompile.timing.turns import TASKS, Tick, measure, pinned, queued_ns, without_gc
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no threads")
@@ -20,18 +18,47 @@ def test_threads_are_pinned_and_given_back():
         assert set(cores) == before
 
 
+class Engine:
+    """Takes as long as its number says."""
+
+    def __init__(self, number=1, log=None):
+        self.number, self.log = number, [] if log is None else log
+
+    def __call__(self, index):
+        self.log.append((self.number, index))
+        return Tick(self.number * 10**6, self.number * 10**6, 0, 10.0 * self.number + index)
+
+    def close(self):
+        self.log.append((self.number, "closed"))
+
+
+class Silent(Engine):
+    """On a system that says neither who stands in line nor what a process holds."""
+
+    def __call__(self, index):
+        return Tick(5, 5)
+
+
 def test_progress_is_told_before_every_pass():
-    class Engine:
-        def __call__(self, **inputs):
-            return inputs
-
-        def close(self):
-            pass
-
     told = []
-    cold, warm = measure(Engine, Engine, [Sample("", {"x": np.ones((1, 2))})] * 3, 2, lambda *step: told.append(step))
+    cold, warm = measure([Engine, Engine], 3, 2, progress=lambda *step: told.append(step))
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert cold.wall.shape == warm.wall.shape == (2, 2, 3)
+
+
+def test_any_number_of_engines_take_turns_of_any_length():
+    log = []
+    cold, warm = measure([lambda n=n: Engine(n, log) for n in (1, 2, 3)], 5, 1, warm=2, turn=2)
+    assert "".join(f"{engine}{index} " for engine, index in log[:15]) == "10 11 20 21 30 31 32 33 22 23 12 13 14 24 34 "
+    assert (cold.wall.shape, warm.cpu.shape) == ((3, 1, 5), (3, 2, 5))
+    assert warm.wall.sum(axis=2).tolist() == [[5.0, 5.0], [10.0, 10.0], [15.0, 15.0]]
+    assert (warm.own, warm.peaks) == (True, (14.0, 24.0, 34.0))
+    assert [one for one, what in log if what == "closed"] == [3, 2, 1]
+
+
+def test_a_clock_that_not_every_engine_has_is_not_believed():
+    cold, _ = measure([Engine, Silent], 3, 1)
+    assert (cold.own, cold.peaks, cold.waited) == (False, (), 0.0)
 
 
 def test_no_garbage_is_collected_while_the_clock_runs():
