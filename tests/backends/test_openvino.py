@@ -1,6 +1,8 @@
 """What OpenVINO is told before it compiles a graph, and computes wrong without."""
 
+import math
 import runpy
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import onnx
 import pytest
 
 from tpcompile.backends import backend
+from tpcompile.backends.settle import settle
 
 synthetic = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("synthetic.py"))))
 
@@ -55,3 +58,95 @@ def test_a_constant_is_divided_by_a_sum_in_front_of_a_count(form: str, tmp_path:
             v = np.array([row], np.float32)
             scaled = np.sort(v * np.float32(WANTED[form] / (v.sum() + 1)))[:, ::-1]
             np.testing.assert_allclose(session.run({"v": v})["y"], scaled[:, : max(1, (scaled > 0.4).sum())], rtol=1e-6)
+
+
+ERF = np.vectorize(math.erf)
+ACTIVATIONS = {
+    "erf": (node("Gelu", ["p"], ["a"]), lambda x: x / 2 * (1 + ERF(x / np.sqrt(2)))),
+    "tanh": (
+        node("Gelu", ["p"], ["a"], approximate="tanh"),
+        lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    ),
+    "relu": (node("Relu", ["p"], ["a"]), lambda x: np.maximum(x, 0)),
+}
+
+
+def built(nodes: list[onnx.NodeProto], folder: Path, precision: str, **weights: np.ndarray) -> list[str]:
+    """Build a model of ``x [1, n, 8]``, and list the kinds of its ops."""
+    found = backend("openvino").probe()
+    if not found.ok:
+        pytest.skip(found.reason)
+    model = synthetic.few(folder / "few.onnx", {"x": (onnx.TensorProto.FLOAT, [1, "n", 8])}, nodes, **weights)
+    backend("openvino").build(model, folder, precision)
+    return [layer.get("type", "") for layer in ET.parse(folder / "openvino_model.xml").iter("layer")]
+
+
+def run(folder: Path, x: np.ndarray) -> np.ndarray:
+    with backend("openvino").open(folder) as session:
+        found: np.ndarray = session.run({"x": x})["y"]
+    return found
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation_is_not_joined_to_a_product_in_float32(kind: str, tmp_path: Path) -> None:
+    activation, reference = ACTIVATIONS[kind]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("w", "v")} | {"b": np.ones(8, np.float32)}
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Add", ["m", "b"], ["p"]),
+        activation,
+        node("MatMul", ["a", "v"], ["y"]),
+    ]
+    name = {"Relu": "ReLU"}.get(activation.op_type, activation.op_type)
+    assert name not in built(nodes, tmp_path, "fp32", **weights)
+    for n in (1, 3, 40):
+        x = rng.standard_normal((1, n, 8)).astype(np.float32)
+        expected = reference(x.astype(np.float64) @ weights["w"] + 1) @ weights["v"]
+        np.testing.assert_allclose(run(tmp_path, x), expected, atol=1e-5)
+
+
+def test_a_scale_of_logits_goes_into_the_weights_of_the_queries(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("q", "k")}
+    nodes = [
+        node("MatMul", ["x", "q"], ["queries"]),
+        node("Reshape", ["queries", "heads"], ["split"]),
+        node("Transpose", ["split"], ["turned"], perm=[0, 2, 1, 3]),
+        node("MatMul", ["x", "k"], ["keys"]),
+        node("Reshape", ["keys", "heads"], ["others"]),
+        node("Transpose", ["others"], ["columns"], perm=[0, 2, 3, 1]),
+        node("MatMul", ["turned", "columns"], ["logits"]),
+        node("Mul", ["logits", "scale"], ["scaled"]),
+        node("Softmax", ["scaled"], ["y"]),
+    ]
+    constants = {"heads": np.array([0, -1, 2, 4]), "scale": np.float32(0.3), **weights}
+    assert "Multiply" not in built(nodes, tmp_path, "fp32", **constants)
+    x = rng.standard_normal((1, 5, 8)).astype(np.float32)
+    q, k = ((x.astype(np.float64) @ weights[name]).reshape(5, 2, 4).swapaxes(0, 1) for name in ("q", "k"))
+    powers = np.exp(0.3 * q @ k.swapaxes(1, 2))
+    np.testing.assert_allclose(run(tmp_path, x)[0], powers / powers.sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_a_product_that_something_else_reads_keeps_its_scale_outside(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]),
+        node("Mul", ["p", "scale"], ["s"]),
+        node("Concat", ["p", "s"], ["y"], axis=-1),
+    ]
+    assert "Multiply" in built(nodes, tmp_path, "fp32", w=w, scale=np.float32(0.3))
+    x = np.ones((1, 3, 8), np.float32)
+    np.testing.assert_allclose(run(tmp_path, x), np.concatenate([x @ w, 0.3 * (x @ w)], axis=-1), atol=1e-5)
+
+
+def test_in_bfloat16_products_take_their_activations_along(tmp_path: Path) -> None:
+    """There the kernel is the same either way, and a pass over the rows less."""
+    openvino = pytest.importorskip("openvino")
+    nodes = [node("MatMul", ["x", "w"], ["p"]), node("Gelu", ["p"], ["y"])]
+    inputs = {"x": (onnx.TensorProto.FLOAT, [1, "n", 8])}
+    model = synthetic.few(tmp_path / "few.onnx", inputs, nodes, w=np.ones((8, 8), np.float32))
+    for computed, stays in (("bf16", True), ("f32", False)):
+        graph = openvino.convert_model(model)
+        settle(graph, computed)
+        assert ("Gelu" in {one.get_type_name() for one in graph.get_ops()}) is stays

@@ -22,6 +22,7 @@ import numpy as np
 from tpcompile.backends.base import ANY, Availability, Extent, OpTime, Session, Shareable, without_choice
 from tpcompile.backends.copies import Copies
 from tpcompile.backends.files import data_files, place, read_graph
+from tpcompile.backends.settle import settle
 from tpcompile.compat import return_memory
 from tpcompile.errors import BackendUnavailable, BuildFailed, UsageError
 from tpcompile.manifest import TAP
@@ -65,7 +66,7 @@ class OpenVino:
             try:
                 graph = openvino.convert_model([[scratch / "model.onnx"]])  # a bare path would be split at its commas
                 graph.set_rt_info(model.name, ["conversion_parameters", "input_model"])  # not the folder, which is gone
-                _settle(graph)
+                settle(graph, HINTS[precision])
                 _label(graph, names)
                 openvino.save_model(graph, scratch / "ir.xml", compress_to_fp16=precision == "fp16")
             except Exception as error:  # the converter raises bare RuntimeError and Exception
@@ -245,54 +246,6 @@ def _label(graph: Any, names: Sequence[str]) -> None:
     for i, node in enumerate(graph.get_ordered_ops()):
         if NUMBERED.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{i}")
-
-
-def _settle(graph: Any) -> None:
-    """Say what the converter leaves to the plugin, and the plugin gets wrong.
-
-    1. A TopK puts the lower index first where values are equal, as ONNX has it.
-    2. ``c / x`` and ``c * x ** -1`` are ``(x / c) ** -1``. The plugin makes a power of ``c / x`` itself, but not in front of the ``k`` of a
-       TopK: there it joins the division to the sum before it, and computes ``x / c``. A product with the power it makes a division first.
-    """
-    for node in graph.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "TopK" and node.get_attributes()["sort"] == "value":
-            node.set_attribute("stable", True)
-        elif kind in ("Divide", "Multiply") and node.get_element_type().is_real():
-            quotient = _quotient(node)
-            if quotient is not None:
-                _invert(node, *quotient)
-
-
-def _quotient(node: Any) -> tuple[Any, Any] | None:
-    """The constant and the divisor of ``c / x`` and ``c * x ** -1``."""
-    first, second = (port.get_source_output() for port in node.inputs())
-    if node.get_type_name() == "Divide":
-        return (first, second) if _is_constant(first) else None
-    for constant, other in ((first, second), (second, first)):
-        if _is_constant(constant) and other.get_node().get_type_name() == "Power":
-            base, exponent = (port.get_source_output() for port in other.get_node().inputs())
-            if _is_constant(exponent) and (exponent.get_node().get_data() == -1).all():
-                return constant, base
-    return None
-
-
-def _is_constant(value: Any) -> bool:
-    return bool(value.get_node().get_type_name() == "Constant")
-
-
-def _invert(node: Any, constant: Any, divisor: Any) -> None:
-    """Replace ``c / x`` by ``(x / c) ** -1``."""
-    ops = _import().opset13
-    number = constant.get_node().get_data()
-    if number.size != 1 or number.item() != 1 or divisor.get_partial_shape() != node.output(0).get_partial_shape():
-        divisor = ops.divide(divisor, constant)
-        divisor.set_friendly_name(f"{node.get_friendly_name()}.inverse")
-    made = ops.power(divisor, ops.constant(np.full((), -1.0, number.dtype)))
-    made.set_friendly_name(node.get_friendly_name())
-    made.output(0).get_tensor().set_names(node.output(0).get_names())
-    for reader in node.output(0).get_target_inputs():
-        reader.replace_source_output(made.output(0))
 
 
 def _without(path: Path, taps: Sequence[str]) -> bytes:
