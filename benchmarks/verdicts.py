@@ -45,7 +45,7 @@ class Slowed:
         """Compute, then burn the time."""
         one, late = self._engine(index), tick(self._burn)
         queued = None if one.queued is None or late.queued is None else one.queued + late.queued
-        return Tick(one.wall + late.wall, one.cpu + late.cpu, queued)
+        return Tick(one.wall + late.wall, one.cpu + late.cpu, queued, one.peak)
 
     def _burn(self) -> None:
         end = perf_counter_ns() + self._wait

@@ -37,6 +37,7 @@ class Trial:
         warm: milliseconds of the median pass after it.
         noise: how far those passes are apart, as a share.
         runs: inferences when it was loaded.
+        ruler: ``cpu`` or ``wall``: the clock of all candidates' times (``tpcompile.timing.turns``).
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Trial:
     warm: float
     noise: float
     runs: int = 0
+    ruler: str = "wall"
 
     @property
     def total(self) -> float:
@@ -63,7 +65,7 @@ class Trial:
             how["lengths"] = list(self.plan.lengths)
         if self.runs:
             how["runs"] = self.runs
-        return {**how, "cold_ms": round(self.cold, 1), "warm_ms": round(self.warm, 1), "noise": round(self.noise, 3)}
+        return {**how, "cold_ms": round(self.cold, 1), "warm_ms": round(self.warm, 1), "noise": round(self.noise, 3), "ruler": self.ruler}
 
 
 def tune(
@@ -102,10 +104,11 @@ def time_in_turns(
         threads: per engine.
     """
     with apart(feeds, threads) as opener, pinned(threads):
-        cold, warm = measure([opener(path) for _, path in candidates], len(feeds), 1, warm=REPEATS, turn=TURN)
-    first, later = cold.ruler.sum(axis=2)[:, 0], warm.ruler.sum(axis=2)
+        cold, warm = measure([opener(path) for _, path in candidates], len(feeds), 1, warm=REPEATS, turn=TURN, threads=threads)
+    ruler = "cpu" if cold.own and warm.own else "wall"  # one for both: they are added up
+    first, later = (getattr(one, ruler).sum(axis=2) for one in (cold, warm))
     return [
-        Trial(plan, float(first[i]), float(np.median(later[i])), spread(later[i]), _runs(path))
+        Trial(plan, float(first[i, 0]), float(np.median(later[i])), spread(later[i]), _runs(path), ruler)
         for i, (plan, path) in enumerate(candidates)
     ]
 

@@ -53,10 +53,12 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: where those are
   coarse for the texts, *naive* is warm faster by as much, and pays for it whenever a shape is new, which in a stream that does not repeat
   is always.
-- *Cold*, most of the loss is oneDNN's kernels, made once a shape and process. Primers move that to load, where it is told apart: of texts,
-  one input cut to every size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before.
-  Engines are chosen primed: where none of those with a ladder was fast enough (most of BERT-base and DeiT-B in float32, batches), a first
-  pass that is not primed takes up to a quarter longer than that of *naive*; a ladder would cost them up to 11 % of every later one.
+- *Cold*, what is left in float32 is what oneDNN makes once a size and process for attention's products, and the pages of that code:
+  BERT-base's first pass met 84,000 page faults until its weights were laid out once, and meets 35,000 now
+  ([0031](decisions/0031-a-product-stands-alone.md)). Primers move that to load, where it is told apart: of texts, one input cut to every
+  size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before. Engines are chosen
+  primed: a ladder would make fewer kernels in a first pass that is not, and cost up to 11 % of every later one. In bfloat16 the first
+  inference lays out all weights, in the dense engine too: of a stream as short as DeiT's, that is a good part.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6

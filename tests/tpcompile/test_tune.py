@@ -33,7 +33,7 @@ def test_of_equally_fast_ones_the_one_that_runs_least_at_load_is_taken() -> None
 
 def test_a_trial_as_a_document() -> None:
     assert Trial(Plan("bucketed", "staged", (16,)), 12.34, 5.678, 0.01234).to_json() == {
-        "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012,
+        "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012, "ruler": "wall",
     }  # fmt: skip
     swept = Trial(Plan(square=True), 1.0, 1.0, 0.0, 19).to_json()
     assert (swept["square"], swept["runs"]) == (True, 19)

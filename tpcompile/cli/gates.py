@@ -48,7 +48,7 @@ def data_options(command: Decorated) -> Decorated:
     type=click.IntRange(min=2),
     default=4,
     show_default=True,
-    help="Fresh sessions; each runs the data cold and warm.",
+    help="Fresh engines; each runs the data cold and warm.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each engine.")
 @click.option("--slo", metavar="EXPR", help="A latency to keep, such as 'p95<=8ms' or p99=20ms.")

@@ -44,7 +44,7 @@ class Phase:
     Attributes:
         dense_ms: ``[passes, n]`` raw times of the wall clock in real order.
         pruned_ms: ``[passes, n]``.
-        dense_cpu_ms: ``[passes, n]`` CPU time of this process.
+        dense_cpu_ms: ``[passes, n]`` CPU time of the engine's process.
         pruned_cpu_ms: ``[passes, n]``.
         ruler: ``cpu`` or ``wall``: the clock that engines are compared by.
         dense: figures of the per-sample medians over passes, by the ruler that engines are compared with.
@@ -230,7 +230,7 @@ def bench(
     if not callable(counts):
         _fit(samples, flops, counts)
     with pinned(threads) as cpus:
-        cold, warm = measure((dense, pruned), len(samples), repeats, progress=progress)
+        cold, warm = measure((dense, pruned), len(samples), repeats, threads=threads, progress=progress)
     counted = counts() if callable(counts) else counts
     _fit(samples, flops, counted)
     work = saving(flops, counted) if flops is not None and flops.tokens else None

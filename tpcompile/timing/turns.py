@@ -8,6 +8,7 @@ for a core: where CPU time and that together make up the wall's time, one thread
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 TOLD = 0.1
 """How far CPU time and time in line may be from the wall's time, as a share, for the rest to be believed."""
 TASKS = Path("/proc/self/task")
+PAUSE = 0.002
+"""Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +106,23 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
 
 def measure(
     openers: Sequence[Opener],
-    samples: int,
+    count: int,
     repeats: int,
     *,
     warm: int = 1,
     turn: int = 1,
+    threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Times, Times]:
     """Time engines on a stream, ``repeats`` times freshly opened.
 
     Args:
         openers: each opens an engine.
-        samples: in the stream.
+        count: of samples in the stream.
         repeats: of a cold pass and the warm ones behind it.
         warm: passes behind each cold one.
         turn: samples that an engine runs before it is the next one's turn.
+        threads: of each engine.
         progress: called between passes, while no clock runs, with the passes done and with all of them.
 
     Returns:
@@ -133,34 +138,33 @@ def measure(
             for step in range(warm + 1):
                 if progress is not None:
                     progress(len(cold) + len(later), repeats * (warm + 1))
-                (later if step else cold).append(_pass(engines, samples, turn, number + step))
+                ticks = _pass(engines, count, turn, number + step, PAUSE if threads > 1 else 0)
+                (later if step else cold).append(ticks)
     return _times(cold), _times(later)
+
+
+def _pass(engines: Sequence[Clocked], count: int, turn: int, number: int, pause: float) -> list[list[Tick]]:
+    """Run the stream; who goes first alternates with the turn and with the pass."""
+    found: list[list[Tick]] = [[] for _ in engines]
+    for step, start in enumerate(range(0, count, turn)):
+        order = range(len(engines))
+        for which in order if (step + number) % 2 == 0 else reversed(order):
+            found[which] += [engines[which](i) for i in range(start, min(start + turn, count))]
+            time.sleep(pause)
+    return found
 
 
 def _times(passes: Sequence[Sequence[Sequence[Tick]]]) -> Times:
     """Of ticks ``[passes, E, n]``."""
-    wall, cpu = (
-        np.array([[[getattr(tick, clock) for tick in row] for row in one] for one in passes], dtype=np.float64).swapaxes(0, 1)
-        / 1e6
-        for clock in ("wall", "cpu")
-    )
-    ticks = [tick for one in passes for row in one for tick in row]
-    queued = [tick.queued for tick in ticks if tick.queued is not None]
-    told = (cpu.sum() + sum(queued) / 1e6) / wall.sum()
-    own = len(queued) == len(ticks) and bool(cpu.all()) and bool(abs(told - 1) <= TOLD)
-    held = [[tick.peak for one in passes for tick in one[engine] if tick.peak is not None] for engine in range(len(wall))]
-    return Times(wall, cpu, own, tuple(max(one) for one in held) if all(held) else ())
-
-
-def _pass(engines: Sequence[Clocked], samples: int, turn: int, number: int) -> list[list[Tick]]:
-    """Run the stream; who goes first alternates with the turn and with the pass."""
-    found: list[list[Tick]] = [[] for _ in engines]
-    with without_gc():
-        for count, start in enumerate(range(0, samples, turn)):
-            order = range(len(engines))
-            for which in order if (count + number) % 2 == 0 else reversed(order):
-                found[which] += [engines[which](i) for i in range(start, min(start + turn, samples))]
-    return found
+    clocks = np.array([[[(tick.wall, tick.cpu) for tick in row] for row in one] for one in passes], dtype=np.float64)
+    wall, cpu = np.moveaxis(clocks, (3, 1), (0, 1)) / 1e6
+    engines = [[tick for one in passes for tick in one[engine]] for engine in range(len(wall))]
+    queued = [tick.queued for ticks in engines for tick in ticks]
+    peaks = [tick.peak for ticks in engines for tick in ticks]
+    own = None not in queued and bool(cpu.all())
+    own = own and abs((cpu.sum() + sum(ns or 0 for ns in queued) / 1e6) / wall.sum() - 1) <= TOLD
+    held = () if None in peaks else tuple(max(tick.peak or 0.0 for tick in ticks) for ticks in engines)
+    return Times(wall, cpu, bool(own), held)
 
 
 def tick(work: Callable[[], object]) -> Tick:

@@ -1,57 +1,87 @@
 """An engine in a process of its own: it runs what is asked for, and what goes wrong there is said here."""
 
+import errno
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tpcompile.errors import BuildFailed, InputError, IntegrityError
-from tpcompile.timing.alone import CLEAR, apart
+from tpcompile.errors import BuildFailed, InputError, IntegrityError, UsageError
+from tpcompile.timing.alone import STATUS, _raised, _told, apart
 
-ROWS = [{"pixel_values": np.full((1, 1, 8, 8), value, dtype=np.float32)} for value in (0.5, 0.25)]
+GOOD, BAD = ({"pixel_values": np.full(shape, 0.5, dtype=np.float32)} for shape in ((1, 1, 8, 8), (1, 1, 8)))
 
 
-def test_samples_are_run_and_timed(image_bundle: Path) -> None:
-    with apart(ROWS, threads=1) as opener:
-        engine = opener(image_bundle)()
+def test_the_sample_asked_for_is_run_and_timed(image_bundle: Path) -> None:
+    with apart([BAD, GOOD, GOOD], threads=1) as opener:
+        first, second = (opener(image_bundle)() for _ in range(2))
         try:
-            found = [engine(index) for index in (1, 0)]
+            assert first._process.pid != second._process.pid
+            found = [one(index) for one in (first, second) for index in (2, 1)]
+            with pytest.raises(InputError, match="pixel_values") as caught:
+                first(0)
+            assert caught.value.fix
         finally:
-            engine.close()
+            first.close()
+            second.close()
     assert all(one.wall > 0 and one.cpu > 0 for one in found)
-    if CLEAR.exists():
-        assert all(one.peak is not None and 0 < one.peak < 1000 for one in found)
+    assert first._process.returncode == second._process.returncode == 0
 
 
-def test_what_loading_raises_is_raised_here(tmp_path: Path) -> None:
-    with apart(ROWS, threads=1) as opener, pytest.raises(IntegrityError, match="holds no usable") as caught:
-        opener(tmp_path)()
+@pytest.mark.skipif(not STATUS.exists(), reason="this system does not tell a process's peak memory")
+def test_memory_is_told(image_bundle: Path) -> None:
+    with apart([GOOD], threads=1) as opener:
+        engine = opener(image_bundle)()
+        peaks = [engine(0).peak for _ in range(2)]
+        engine.close()
+    assert 0 < peaks[0] <= peaks[1] < 1000
+
+
+def test_what_loading_raises_is_raised_here(image_bundle: Path, tmp_path: Path) -> None:
+    with apart([GOOD], threads=1) as opener:
+        with pytest.raises(IntegrityError, match="holds no usable"):
+            opener(tmp_path)()
+        copy = tmp_path / "copy"
+        shutil.copytree(image_bundle, copy)
+        (copy / "model.onnx").write_bytes(b"other")
+        with pytest.raises(IntegrityError, match=r"model\.onnx") as caught:
+            opener(copy)()
     assert caught.value.fix
 
 
-def test_what_a_call_raises_is_raised_here(image_bundle: Path) -> None:
-    wrong = [{"pixel_values": np.zeros((1, 1, 8), dtype=np.float32)}]
-    with apart(wrong, threads=1) as opener:
-        engine = opener(image_bundle)()
-        with pytest.raises(InputError, match="pixel_values") as caught:
-            engine(0)
-        assert caught.value.fix
-        engine.close()
-
-
 def test_a_process_that_ends_is_told(image_bundle: Path) -> None:
-    with apart(ROWS, threads=1) as opener:
+    with apart([GOOD], threads=1) as opener:
         engine = opener(image_bundle)()
+        engine._said.write("a warning of no matter\n")
+        engine._said.flush()
         engine._process.kill()  # as a system does that runs out of memory
-        with pytest.raises(BuildFailed, match=r"ended in a process of its own: exit code -?\d") as caught:
+        with pytest.raises(BuildFailed, match=r"own: a warning of no matter \(exit code -?\d+\)") as caught:
             engine(0)
         assert "tpcompile run" in caught.value.fix
         engine.close()
 
 
-def test_last_words_are_passed_on(image_bundle: Path) -> None:
-    with apart(ROWS, threads=1) as opener:
-        engine = opener(image_bundle)()
-        with pytest.raises(BuildFailed, match="own: ValueError: invalid literal"):
-            engine("no number")
-        engine.close()
+def raised(error: BaseException) -> BaseException:
+    return _raised(**json.loads(json.dumps(_told(error))))
+
+
+def test_errors_travel() -> None:
+    class Plugged(UsageError):
+        """A plug-in's own."""
+
+    try:
+        raise BuildFailed("no room", fix="free some") from OSError(errno.ENOSPC, "No space", "/there")
+    except BuildFailed as error:
+        again = raised(error)
+    assert (type(again), str(again)) == (BuildFailed, "no room\n  fix     free some")
+    assert (again.__cause__.errno, again.__cause__.filename) == (errno.ENOSPC, "/there")
+    assert type(raised(Plugged("x", fix="y"))) is UsageError
+    assert isinstance(raised(MemoryError()), MemoryError)
+    denied = raised(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/there"))
+    assert (type(denied), denied.filename) == (PermissionError, "/there")
+    bug = raised(ZeroDivisionError("a bug"))
+    assert type(bug) is RuntimeError
+    assert "ZeroDivisionError: a bug" in str(bug)

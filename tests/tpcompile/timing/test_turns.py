@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tpcompile.timing import turns
 from tpcompile.timing.turns import TASKS, Tick, measure, pinned, queued_ns, without_gc
 
 
@@ -73,3 +74,11 @@ def test_time_in_line_for_a_core_only_grows():
     first = queued_ns()
     assert first is not None
     assert 0 <= first <= queued_ns()
+
+
+def test_a_tick_is_read_off_three_clocks(monkeypatch):
+    for name, times in (("perf_counter_ns", [100, 130]), ("process_time_ns", [10, 30]), ("queued_ns", [7, 12])):
+        monkeypatch.setattr(turns, name, iter(times).__next__)
+    ran = []
+    assert turns.tick(lambda: ran.append(1)) == Tick(30, 20, 5)
+    assert ran == [1]
