@@ -2,8 +2,8 @@
 
 Every candidate is built and opened in a process of its own; then all of them run the same inputs in the same order, taking turns, forth
 and back, once cold (shapes are new, but for what ``load`` runs, which are other inputs where there are two) and a few times warm. What
-counts is the cold pass and the median warm pass together: a stream meets both. A choice must not hang on noise: of those within
-``MARGIN`` of the fastest the one that runs least at load is taken, and of such the first; the very first is the rule's own.
+counts is the cold pass and a warm one, of every input the median, together: a stream meets both. A choice must not hang on noise: of
+those within ``MARGIN`` of the fastest the one that runs least at load is taken, and of such the first; the very first is the rule's own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Trial:
     Attributes:
         plan: what was built.
         cold: milliseconds of the first pass over the inputs.
-        warm: milliseconds of the median pass after it.
+        warm: milliseconds of a later pass: the sum of every input's median.
         noise: how far those passes are apart, as a share.
         runs: inferences when it was loaded.
         ruler: ``cpu`` or ``wall``: the clock of all candidates' times (``tpcompile.timing.turns``).
@@ -106,9 +106,10 @@ def time_in_turns(
     with apart(feeds, threads) as opener, pinned(threads):
         cold, warm = measure([opener(path) for _, path in candidates], len(feeds), 1, warm=REPEATS, turn=TURN, threads=threads)
     ruler = "cpu" if cold.own and warm.own else "wall"  # one for both: they are added up
-    first, later = (getattr(one, ruler).sum(axis=2) for one in (cold, warm))
+    first, later = (getattr(one, ruler) for one in (cold, warm))
+    typical = np.median(later, axis=1)  # of an input: a busy second spoils one pass of some
     return [
-        Trial(plan, float(first[i, 0]), float(np.median(later[i])), spread(later[i]), _runs(path), ruler)
+        Trial(plan, float(first[i].sum()), float(typical[i].sum()), spread(later[i].sum(axis=1)), _runs(path), ruler)
         for i, (plan, path) in enumerate(candidates)
     ]
 
