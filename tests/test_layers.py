@@ -17,7 +17,7 @@ ROWS = (
     ),
     (
         "axes", "data.corpus", "data.images", "data.samples", "flops", "frames", "inputs", "kept", "manifest", "ops",
-        "passes.schedule", "proof.scores", "recipe", "report.patchview", "timing.roofline", "timing.targets",
+        "passes.schedule", "proof.scores", "recipe", "report.patchview", "timing.pipe", "timing.roofline", "timing.targets",
     ),
     (
         "bundle", "compare.graphview", "data.textfiles", "lengths", "models", "passes.counts", "passes.rules", "program",

@@ -17,14 +17,12 @@ from tpcompile.bundle import read
 from tpcompile.plan import Plan
 from tpcompile.timing.alone import apart
 from tpcompile.timing.stats import spread
-from tpcompile.timing.turns import measure, pinned
+from tpcompile.timing.turns import TURN, measure, pinned
 
 MARGIN = 0.03
 """How much slower than the fastest a candidate may be: about what two runs of one engine differ by."""
 REPEATS = 3
 """Warm passes."""
-TURN = 5
-"""Inputs that a candidate runs before the next: one in use finds its own weights in the caches, not seven others'."""
 
 
 @dataclass(frozen=True)

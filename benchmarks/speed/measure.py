@@ -1,15 +1,13 @@
 """A cell's rows, each a process, run the same few samples in turns, forth and back: the first pass is cold, the others are warm."""
 
 import json
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cells import WORKLOADS, Cell
 from prepare import load, size_of
@@ -17,14 +15,12 @@ from prepare import load, size_of
 from tpcompile.backends.onnxruntime import SLOWER
 from tpcompile.bundle import read
 from tpcompile.errors import EnvironmentFault
+from tpcompile.timing.pipe import Pipe
+from tpcompile.timing.turns import PAUSE, TURN
 
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE = 900
 """Seconds until an engine that does not open is given up."""
-TURN = 5
-"""Samples that a row runs before the next row: an engine in use finds its own weights in the caches, not nine others'."""
-PAUSE = 0.002
-"""Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
 
 
 @dataclass(frozen=True)
@@ -48,47 +44,16 @@ class Row:
     size: float = 0.0
 
 
-@dataclass
-class Child:
+class Child(Pipe):
     """A row's process."""
 
-    row: Row
-    process: "subprocess.Popen[str]"
-    said: IO[str]
-    load_s: float = 0.0
-    times: list[dict[int, float]] = field(default_factory=list)
+    fault = EnvironmentFault
+    fix = "measure this cell again"
 
-    def ask(self, what: object) -> Any:
-        """Send a request, and wait for its answer.
-
-        Raises:
-            EnvironmentFault: the process ended, with its last words.
-        """
-        assert self.process.stdin is not None
-        try:
-            print(what, file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            raise self.ended() from None
-        return self.answer()
-
-    def answer(self) -> Any:
-        """The next line."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise self.ended()
-        return json.loads(line)
-
-    def ended(self) -> EnvironmentFault:
-        """The error that the process ended."""
-        return EnvironmentFault(f"{self.row.name} ended: {self.last()}", fix="measure this cell again")
-
-    def last(self) -> str:
-        """What it said last; waits for its end."""
-        self.process.wait()
-        self.said.seek(0)
-        lines = self.said.read().strip().splitlines()
-        return lines[-1][:200] if lines else "it said nothing"
+    def __init__(self, row: Row) -> None:
+        super().__init__(row.name, [row.python or sys.executable, str(CHILD), json.dumps(row.spec)])
+        self.row, self.load_s = row, 0.0
+        self.times: list[dict[int, float]] = []
 
     def open(self) -> str:
         """Wait until it is open; returns why it is not, closed then, and empty where it is."""
@@ -96,19 +61,12 @@ class Child:
         timer.start()
         try:
             self.load_s = self.answer()["load_s"]
-        except EnvironmentFault:
-            why = self.last()
+        except EnvironmentFault as error:
             self.close()
-            return why
+            return error.message
         finally:
             timer.cancel()
         return ""
-
-    def close(self) -> None:
-        """End the process, and give its pipes back."""
-        self.process.kill()
-        self.process.communicate()
-        self.said.close()
 
 
 def rows(cell: Cell, room: Path, peers: str) -> list[Row]:
@@ -168,7 +126,7 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
             if row.python and not Path(row.python).is_file():
                 left[row.name] = "no environment of its own: see benchmarks/peers/requirements.txt"
                 continue
-            children.append(child := _start(row))
+            children.append(child := Child(row))
             if why := child.open():
                 left[row.name] = f"did not open: {why}"
                 children.remove(child)
@@ -190,20 +148,13 @@ def rehearse(cell: Cell, room: Path, peers: str) -> dict[str, str]:
     left = {}
     for row in rows(cell, room, peers):
         if row.python and Path(row.python).is_file():
-            child = _start(row)
+            child = Child(row)
             try:
                 if why := child.open():
                     left[row.name] = why
             finally:
                 child.close()
     return left
-
-
-def _start(row: Row) -> Child:
-    command = [row.python or sys.executable, str(CHILD), json.dumps(row.spec)]
-    said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child: a pipe that nobody reads would stop it
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
-    return Child(row, process, said)
 
 
 def _pass(children: Sequence[Child], samples: int, number: int, pause: float) -> None:

@@ -43,11 +43,11 @@ def speed() -> Iterator[SimpleNamespace]:
 def test_a_row_that_ends_says_why(speed: SimpleNamespace, tmp_path: Path) -> None:
     """Before the stream it is left out; in the midst of it the run ends, with an exit code and the row's last words."""
     row = speed.measure.Row("pruned", "pruned", {"kind": "bundle", "threads": 1, "feeds": str(tmp_path / "none.npz")})
-    assert "none.npz" in speed.measure._start(row).open()
-    child = speed.measure._start(row)
+    assert "none.npz" in speed.measure.Child(row).open()
+    child = speed.measure.Child(row)
     try:
         child.process.wait()
-        with pytest.raises(EnvironmentFault, match=r"pruned ended: .*none\.npz") as caught:
+        with pytest.raises(EnvironmentFault, match=r"pruned ended in a process of its own: .*none\.npz") as caught:
             child.ask(0)
         assert caught.value.exit_code == 3
     finally:

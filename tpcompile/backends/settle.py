@@ -5,11 +5,10 @@
    TopK: there it joins the division to the sum before it, and computes ``x / c``. A product with the power it makes a division first.
 3. In float32, a product with weights stands alone (decision 0031). What the plugin joins to it makes it another kernel's, whose layout of
    the weights depends on the number of rows: they are laid out anew, and held once more, for ever new counts. Alone it is one
-   kernel's, with one layout. So an activation reads its input twice, which nothing is joined to, and a scale goes into the weights.
+   kernel's, with one layout. So GELU reads its input twice, which nothing is joined to, and a scale goes into the weights.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def settle(graph: Any, computed: str) -> None:
                 _invert(node, *quotient)
     for node in graph.get_ordered_ops() if computed == "f32" else ():
         kind = node.get_type_name()
-        if kind in GATES and _product(node.input_value(0)) is not None:
+        if kind == "Gelu" and _product(node.input_value(0)) is not None:
             _part(node)
         elif kind == "Multiply":
             _absorb(node)
@@ -91,28 +90,8 @@ def _product(value: Any) -> Any | None:
     return node if node.get_type_name() == "MatMul" and _is_constant(node.input_value(1)) else None
 
 
-def _erf(x: Any, scaled: Callable[[Any, float], Any], ops: Any) -> Any:
-    return ops.erf(scaled(x, math.sqrt(0.5)))
-
-
-def _tanh(x: Any, scaled: Callable[[Any, float], Any], ops: Any) -> Any:
-    cubic = ops.add(x, scaled(ops.multiply(ops.multiply(x, x), x), 0.044715))
-    return ops.tanh(scaled(cubic, math.sqrt(2 / math.pi)))
-
-
-def _sign(x: Any, scaled: Callable[[Any, float], Any], ops: Any) -> Any:
-    return ops.sign(x)
-
-
-GATES: Mapping[str, Mapping[str, Callable[[Any, Callable[[Any, float], Any], Any], Any]]] = {
-    "Gelu": {"ERF": _erf, "TANH": _tanh},
-    "Relu": {"": _sign},
-}
-"""Activation -> mode -> ``g``: the activation is ``h + h * g(x)`` with ``h = x / 2``."""
-
-
 def _part(node: Any) -> None:
-    """Write an activation so that it reads its input twice."""
+    """Write GELU of x as ``h + h * g(x)``, ``h = x / 2``, which reads x twice."""
     ops, x = _ops(), node.input_value(0)
     dtype = x.get_element_type().to_dtype()
 
@@ -120,7 +99,11 @@ def _part(node: Any) -> None:
         return ops.multiply(value, ops.constant(np.array(by, dtype)))
 
     half = scaled(x, 0.5)
-    gate = GATES[node.get_type_name()][node.get_attributes().get("approximation_mode", "")](x, scaled, ops)
+    if node.get_attributes()["approximation_mode"] == "ERF":
+        gate = ops.erf(scaled(x, math.sqrt(0.5)))
+    else:
+        cubic = ops.add(x, scaled(ops.multiply(ops.multiply(x, x), x), 0.044715))
+        gate = ops.tanh(scaled(cubic, math.sqrt(2 / math.pi)))
     _replace(node, ops.add(half, ops.multiply(half, gate)))
 
 

@@ -9,7 +9,6 @@ A request is a line, the number of a sample; an answer is a line of JSON.
 import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from tpcompile import errors
 from tpcompile.backends import backend
 from tpcompile.bundle import read
-from tpcompile.errors import BuildFailed
+from tpcompile.timing.pipe import Pipe
 from tpcompile.timing.turns import Opener, Tick, tick
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -56,7 +55,7 @@ def apart(feeds: Feeds, threads: int) -> Iterator[Callable[[Path], Opener]]:
         yield lambda bundle: partial(Alone, bundle, path, threads)
 
 
-class Alone:
+class Alone(Pipe):
     """A bundle's engine in a process of its own.
 
     Args:
@@ -66,59 +65,29 @@ class Alone:
     """
 
     def __init__(self, bundle: Path, feeds: Path, threads: int) -> None:
-        self._bundle = bundle
         plugin = type(backend(read(bundle).manifest.target)).__module__
         command = [sys.executable, "-P", "-m", "tpcompile.timing.alone", str(bundle), str(feeds), str(threads), plugin]
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # a pipe that nobody reads would stop it
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, encoding="utf-8"
-        )
+        super().__init__(str(bundle), command)
         try:
-            self._answer()
+            self.answer()
         except BaseException:
-            self._process.kill()
-            self.close()
+            super().close()
             raise
 
     def __call__(self, index: int, /) -> Tick:
-        """Run one sample.
+        """Run one sample; raises what the engine raises, and BuildFailed where the process ends."""
+        return Tick(**self.ask(index))
 
-        Raises:
-            Exception: what the engine raises.
-            BuildFailed: the process ended, with its last words.
-        """
-        assert self._process.stdin is not None
-        try:
-            print(index, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise self._ended() from None
-        return Tick(**self._answer())
-
-    def close(self) -> None:
-        """End the process; the engine is closed in it."""
-        try:
-            self._process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-        self._said.close()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._ended()
-        said: dict[str, Any] = json.loads(line)
+    def answer(self) -> Any:
+        """The next line, or the error that it tells."""
+        said = super().answer()
         if "trace" in said:
             raise _raised(**said)
         return said
 
-    def _ended(self) -> BuildFailed:
-        code = self._process.wait()
-        self._said.seek(0)
-        last = "".join(f"{line} " for line in self._said.read().strip().splitlines()[-1:])
-        fix = "see whether memory is short, and whether `tpcompile run` ends as well"
-        return BuildFailed(f"{self._bundle} ended in a process of its own: {last}(exit code {code})", fix=fix)
+    def close(self, patience: float = PATIENCE) -> None:
+        """Let the engine be closed, and end the process."""
+        super().close(patience)
 
 
 def _told(error: BaseException) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the engine's CPU time, which stands still while another program holds the core. 
 for a core: where CPU time and that together make up the wall's time, one thread did all the work, and its CPU time is the engine's own.
 """
 
-import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 TOLD = 0.1
 """How far CPU time and time in line may be from the wall's time, as a share, for the rest to be believed."""
 TASKS = Path("/proc/self/task")
+TURN = 5
+"""Samples that one of many engines runs before the next: one in use finds its own weights in the caches, not nine others'."""
 PAUSE = 0.002
 """Seconds between two engines of several threads: workers that still wait actively would take the next one's core."""
 
@@ -183,15 +184,3 @@ def queued_ns() -> int | None:
         return sum(int((task / "schedstat").read_text(encoding="ascii").split()[1]) for task in TASKS.iterdir())
     except (OSError, IndexError):  # no such system, or a thread ended on the way
         return None
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """No garbage is collected while the clock runs."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

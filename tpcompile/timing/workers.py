@@ -4,9 +4,10 @@ Each round every engine's callers empty the stream together, dense and pruned in
 compiled engine, each with a session of its own on it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from time import perf_counter_ns
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from tpcompile.data.samples import Sample
 from tpcompile.timing.stats import Interval, Summary, mean_ratio, summarise
-from tpcompile.timing.turns import pinned, without_gc
+from tpcompile.timing.turns import pinned
 
 
 class Shared(Protocol):
@@ -98,6 +99,18 @@ def crowd(
                     turns[which].append(_drain(pool, crowds[which], samples))
                 drained.append(turns)
     return _load(drained[1:], workers, samples, confidence)
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """No garbage is collected while the clock runs."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _drain(pool: ThreadPoolExecutor, engines: Sequence[Shared], samples: Sequence[Sample]) -> tuple[float, list[float]]:

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tpcompile import backends
 from tpcompile.errors import BuildFailed, InputError, IntegrityError, UsageError
 from tpcompile.timing.alone import STATUS, _raised, _told, apart
 
@@ -19,7 +21,7 @@ def test_the_sample_asked_for_is_run_and_timed(image_bundle: Path) -> None:
     with apart([BAD, GOOD, GOOD], threads=1) as opener:
         first, second = (opener(image_bundle)() for _ in range(2))
         try:
-            assert first._process.pid != second._process.pid
+            assert first.process.pid != second.process.pid
             found = [one(index) for one in (first, second) for index in (2, 1)]
             with pytest.raises(InputError, match="pixel_values") as caught:
                 first(0)
@@ -28,7 +30,7 @@ def test_the_sample_asked_for_is_run_and_timed(image_bundle: Path) -> None:
             first.close()
             second.close()
     assert all(one.wall > 0 and one.cpu > 0 for one in found)
-    assert first._process.returncode == second._process.returncode == 0
+    assert first.process.returncode == second.process.returncode == 0
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="this system does not tell a process's peak memory")
@@ -52,12 +54,12 @@ def test_what_loading_raises_is_raised_here(image_bundle: Path, tmp_path: Path) 
     assert caught.value.fix
 
 
-def test_a_process_that_ends_is_told(image_bundle: Path) -> None:
+def test_aprocess_that_ends_is_told(image_bundle: Path) -> None:
     with apart([GOOD], threads=1) as opener:
         engine = opener(image_bundle)()
         engine._said.write("a warning of no matter\n")
         engine._said.flush()
-        engine._process.kill()  # as a system does that runs out of memory
+        engine.process.kill()  # as a system does that runs out of memory
         with pytest.raises(BuildFailed, match=r"own: a warning of no matter \(exit code -?\d+\)") as caught:
             engine(0)
         assert "tpcompile run" in caught.value.fix
@@ -85,3 +87,26 @@ def test_errors_travel() -> None:
     bug = raised(ZeroDivisionError("a bug"))
     assert type(bug) is RuntimeError
     assert "ZeroDivisionError: a bug" in str(bug)
+
+
+def test_the_backend_of_a_plug_in_is_registered_there_too(image_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``import plugged_runtime`` registers it; the other process knows it by its class's module."""
+    (tmp_path / "plugged_runtime.py").write_text(
+        "from tpcompile.backends import register\n"
+        "from tpcompile.backends.onnxruntime import OnnxRuntime\n"
+        "class Plugged(OnnxRuntime):\n"
+        "    name = 'plugged'\n"
+        "register(Plugged())\n"
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(image_bundle, copy)
+    manifest = json.loads((copy / "tpcompile.json").read_text("utf-8"))
+    (copy / "tpcompile.json").write_text(json.dumps({**manifest, "target": "plugged"}), "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backends, "_REGISTRY", dict(backends._REGISTRY))
+    import_module("plugged_runtime")
+    with apart([GOOD], threads=1) as opener:
+        engine = opener(copy)()
+        assert engine(0).wall > 0
+        engine.close()

@@ -1,12 +1,11 @@
 """Cores: the measurement is kept on some, and given back."""
 
-import gc
 import os
 
 import pytest
 
 from tpcompile.timing import turns
-from tpcompile.timing.turns import TASKS, Tick, measure, pinned, queued_ns, without_gc
+from tpcompile.timing.turns import TASKS, Tick, measure, pinned, queued_ns
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no threads")
@@ -60,13 +59,6 @@ def test_any_number_of_engines_take_turns_of_any_length():
 def test_a_clock_that_not_every_engine_has_is_not_believed():
     cold, _ = measure([Engine, Silent], 3, 1)
     assert (cold.own, cold.peaks, cold.waited) == (False, (), 0.0)
-
-
-def test_no_garbage_is_collected_while_the_clock_runs():
-    assert gc.isenabled()
-    with without_gc():
-        assert not gc.isenabled()
-    assert gc.isenabled()
 
 
 @pytest.mark.skipif(not (TASKS / str(os.getpid()) / "schedstat").exists(), reason="this system does not say who stands in line")

@@ -1,5 +1,6 @@
 """Callers at once: the stream is emptied once a turn, every caller on a handle of its own, and what runtime cannot is said."""
 
+import gc
 import threading
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tpcompile.chain import shared
 from tpcompile.data.samples import Sample
 from tpcompile.engine import load
 from tpcompile.errors import UsageError
-from tpcompile.timing.workers import crowd
+from tpcompile.timing.workers import crowd, without_gc
 
 DATA = [Sample("", {"x": np.full((1, 4), i)}) for i in range(7)]
 
@@ -68,3 +69,10 @@ def test_a_runtime_for_one_caller_says_so():
     with pytest.raises(UsageError, match="one caller") as caught:
         shared(object())
     assert caught.value.fix == "leave out --workers"
+
+
+def test_no_garbage_is_collected_while_the_clock_runs():
+    assert gc.isenabled()
+    with without_gc():
+        assert not gc.isenabled()
+    assert gc.isenabled()
