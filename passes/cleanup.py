@@ -2,7 +2,8 @@
 
 1. equal gathers are made once, and dead ops go; scores of later sites stay: they decide;
 2. a score that only its own site was told of, and that decides nothing, is no tap of the engine any more: runtimes compute every value of a
-   graph, read or not. The masked reference still shows it, and a site of constant count still ranks by it.
+   graph, read or not. The masked reference still shows it, and a site of constant count still ranks by it;
+3. an operand that changes nothing goes, and the op with it: a mask that hides nothing before the first site.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import fx
 
 from tpcompile.ops import COMPACT
 from tpcompile.passes.base import GraphPass, share
+from tpcompile.passes.neutral import plain
 from tpcompile.program import Program, Stage
 
 
@@ -25,9 +27,9 @@ class Cleanup(GraphPass):
 
     def run(self, program: Program) -> Program:
         """Return the cleaned program."""
-        cleaned = share(program)
-        if cleaned.gathered:
-            return cleaned
+        if program.gathered:
+            return share(program)
+        cleaned = share(plain(program))
         told = {site.score for site in cleaned.sites if site.score and _only_told(cleaned.node(site.score))}
         sites = tuple(replace(site, score="") if site.score in told else site for site in cleaned.sites)
         return replace(cleaned, sites=sites) if told else cleaned

@@ -277,8 +277,9 @@ class _Rewrite:
         source, dim, batch = rows
         if old >= new:
             return source
-        if dim == 1 and (source.name, new) in self.fetched:
-            return self.fetched[source.name, new]
+        between = (level for level in range(new, old, -1) if dim == 1 and (source.name, level) in self.fetched)
+        if (level := next(between, None)) is not None:  # from the newest set that has the rows
+            return self._gather(_Rows(self.fetched[source.name, level], dim, batch), level, new, at)
         positions = self._positions(old, new, at)
         if batch is None:
             return self._once((source.name, dim, None, new), at, aten.index_select.default, source, dim, positions)

@@ -16,7 +16,7 @@ With a batch, a class is a set of (sample, position) pairs. What is known along 
 samples loses it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -58,6 +58,7 @@ class Facts:
         constants: placeholder -> weight or buffer.
         bits: inputs ``[B, N]`` that are taken to hold 0 and 1, and 1 at position 0.
         nested: whether, in a call, every token stored along the first factor is stored along the second.
+        true: nodes that hold True everywhere, by another proof.
 
     Attributes:
         attended: softmaxes under an infinite mask of the model's own, of which every row is taken to have an unmasked key.
@@ -71,8 +72,9 @@ class Facts:
         constants: Mapping[str, torch.Tensor],
         bits: frozenset[str] = frozenset(),
         nested: Callable[[Described, str, str], bool] = lambda call, rows, keys: False,
+        true: Collection[str] = (),
     ) -> None:
-        self.axes, self.keeps, self.nested, self.bits = axes, keeps, nested, bits
+        self.axes, self.keeps, self.nested, self.bits, self.true = axes, keeps, nested, bits, frozenset(true)
         self.classes = (LIVE, *range(max(keeps.values(), default=0) + 1))
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
@@ -162,6 +164,8 @@ class Facts:
         return replace(fact, held={**fact.held, **held, **own})
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
+        if node.name in self.true:
+            return Fact(rest=TRUE)
         if node.op == "placeholder":
             if node.name in self.bits:
                 return Fact({(1, 0): TRUE}, TRUTH)
@@ -173,7 +177,7 @@ class Facts:
             return self.known[call.operands[0].name]
         if call is not None and node.target is RESTORE:
             return self._restored(*(self.known[n.name] for n in call.operands))
-        if call is None or call.factors is None or not isinstance(node.meta.get("val"), torch.Tensor):
+        if call is None or call.factors is None or call.rule is None or not isinstance(node.meta.get("val"), torch.Tensor):
             return self._opaque(node)
         fact = self._settle(call, self._derive(call))
         if self.axes.mixes(call):

@@ -3,7 +3,9 @@
 1. ``buckets``: the count rounded up to the next rung of a ladder, filled with dropped rows of the same sample;
 2. ``counts``: a constant for each site. A sample that keeps more loses its lowest scores: ``fit`` takes them out of the keep mask, and all
    that reads the mask reads what is left of it, so that such a sample is computed as the masked model would under the smaller mask;
-3. neither: exactly the kept and pinned rows, as ``compact`` leaves it.
+3. neither: exactly the kept and pinned rows, as ``compact`` leaves it;
+4. ``exact``: the same, and where all of them are kept in every run, no row goes along to make a count of two, and what masked
+   dropped rows behind that site masks nothing and goes. With a batch, samples differ in count: nothing changes there.
 
 A site whose keep mask shows a constant count stores that count already; a ladder leaves it so.
 
@@ -11,6 +13,7 @@ Any stored set that holds the kept tokens is exact (docs/decisions/0002). This p
 stores would rely on the wrong number.
 """
 
+import operator
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import ClassVar
@@ -19,9 +22,13 @@ from torch import fx
 
 from tpcompile.errors import UsageError
 from tpcompile.ops import COMPACT, FIT
-from tpcompile.passes.base import GraphPass, ancestors
+from tpcompile.passes.base import GraphPass, ancestors, share
+from tpcompile.passes.neutral import plain
 from tpcompile.program import Program, Site, Stage
 from tpcompile.rows import MIN_COUNT, Rows
+
+ALIVE = 1
+"""The output of ``compact`` that says which stored rows are kept."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Lower(GraphPass):
     Attributes:
         buckets: rising sizes joined by ``+``: ``16``, ``32+64+128``.
         counts: a constant count for each site, joined by ``+``: ``80+40``.
+        exact: case 4.
     """
 
     name: ClassVar[str] = "lower"
@@ -38,18 +46,21 @@ class Lower(GraphPass):
     gives: ClassVar[Stage] = Stage.COMPACT
     buckets: str = ""
     counts: str = ""
+    exact: bool = False
 
     def run(self, program: Program) -> Program:
         """Return the program with the policy written at its sites.
 
         Raises:
-            UsageError: both are given, one cannot be read, or the counts do not fit the sites.
+            UsageError: two are given, one cannot be read, or the counts do not fit the sites.
         """
         if program.gathered and not program.rows:
             return self._through(program)
         own = tuple(_own(site) for site in program.sites)
         if program.rows != own:
             raise UsageError("the program is lowered already", fix="lower the program that `compact` and `cleanup` gave")
+        if self.exact:
+            return self._exactly(program)
         draft = program.draft()
         nodes = list(draft.graph.find_nodes(op="call_function", target=COMPACT))
         for node, rows, constant in zip(nodes, self._policies(program), own, strict=True):
@@ -68,6 +79,19 @@ class Lower(GraphPass):
                 "the model gathers constant counts by itself: there is nothing to lower", fix="leave the lowering at auto"
             )
         return program
+
+    def _exactly(self, program: Program) -> Program:
+        """Case 4. Sites that store all they keep need no look at what is pinned: it is kept."""
+        if self.buckets or self.counts:
+            raise UsageError("what is stored exactly has no buckets and no constant counts", fix="give one of the three")
+        draft, true = program.draft(), set[str]()
+        nodes = list(draft.graph.find_nodes(op="call_function", target=COMPACT))
+        for site, node, own in zip(program.sites, nodes, program.rows, strict=True):
+            if site.whole and own == Rows():
+                x, keep, _, score = [*node.args, None][:4]
+                node.args = (x, keep, keep, score, None, 0, True)
+                true |= {user.name for user in node.users if user.target is operator.getitem and user.args[1] == ALIVE}
+        return share(plain(program.adopt(draft), true)) if true else program
 
     def _policies(self, program: Program) -> list[Rows]:
         sites = len(program.sites)

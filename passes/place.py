@@ -68,7 +68,14 @@ class Place(GraphPass):
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
-        sites = tuple(replace(s, most=most(program.node(s.keep), max(s.pinned, 1))) for s in sites)
+        sites = tuple(
+            replace(
+                s,
+                most=most(program.node(s.keep), max(s.pinned, 1)),
+                whole=s.pinned <= 1 and not axes.samples and facts.first_kept(s.tokens.level),
+            )
+            for s in sites
+        )
         placements = {n.name: p for n in program.graph.nodes if (p := levels.placement(n))}
         assumed = (*program.assumptions, *proof.assumed, *dict.fromkeys(assumptions(program, axes, facts)))
         return replace(

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from tpcompile.passes import SQUARE, Canonicalize, Dump, Hoist, Place, Recognise
 from tpcompile.passes.base import GraphPass, Hook
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
-from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
@@ -61,6 +60,7 @@ class Compiled:
         found: captured form with its sites.
         saved: ``placed`` with what saves work, rows not fetched yet.
         dump: told every step of what is made of it.
+        written: engines as ONNX, by what they were made of.
     """
 
     subject: Subject
@@ -71,6 +71,7 @@ class Compiled:
     found: Program | None = None
     saved: Program | None = None
     dump: Hook | None = None
+    written: dict[int, OnnxModel] = field(default_factory=dict, repr=False)
 
     @cached_property
     def square(self) -> Program:
@@ -80,6 +81,19 @@ class Compiled:
     def exact(self, plan: Plan) -> Program:
         """What a plan is made of, every site storing exactly what is kept."""
         return self.square if plan.square else self.compact
+
+    def lowered(self, plan: Plan) -> Program:
+        """What is built of it."""
+        return plan.step(self.exact(plan))
+
+    def engine(self, plan: Plan) -> OnnxModel:
+        """The same as ONNX; where sites store exactly what is kept, written once for all targets."""
+        if plan.buckets or plan.counts:
+            return emit(self.lowered(plan))
+        program = self.exact(plan)
+        if id(program) not in self.written:
+            self.written[id(program)] = emit(self.lowered(plan))
+        return self.written[id(program)]
 
     @cached_property
     def padding(self) -> Padding:
@@ -111,15 +125,6 @@ class Compiled:
         """``placed`` as ONNX."""
         return emit(self.placed)
 
-    @cached_property
-    def engine(self) -> OnnxModel:
-        """``compact`` as ONNX, every site storing exactly what is kept; written once for all targets."""
-        return emit(self.compact)
-
-    @cached_property
-    def squared(self) -> OnnxModel:
-        """``square`` as ONNX."""
-        return self.engine if self.square is self.compact else emit(self.square)
 
 
 def compile_subject(
@@ -207,7 +212,7 @@ def fill(
     twin, reference = compiled.twin, compiled.reference
     plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent, shown)
     feeds = _observed(precision, found, subject)
-    lowered = plan.step(compiled.exact(plan))
+    lowered = compiled.lowered(plan)
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
     say("build dense")
@@ -290,7 +295,7 @@ def trial(
     outputs, stages = _engine(backend(target), compiled, plan, folder, precision, extent, feeds)
     made = record(compiled, target, precision, plan, outputs, extent)
     common = made.model_copy(update={"stages": stages, "copies": copies})
-    bundles.seal(folder, prime(folder, plan.step(compiled.exact(plan)), common, shown, plan.square))
+    bundles.seal(folder, prime(folder, compiled.lowered(plan), common, shown, plan.square))
 
 
 def _sizes(subject: Subject) -> dict[str, int]:
@@ -313,11 +318,11 @@ def _engine(
 ) -> tuple[tuple[TensorSpec, ...], tuple[StageInfo, ...]]:
     """Build the engine of a plan; what it gives, and its stages."""
     if plan.form == "staged":
-        chain = cut(emit(plan.step(compiled.exact(plan)), hosted=True))
+        chain = cut(emit(compiled.lowered(plan), hosted=True))
         fitted = replace(extent, sizes={**extent.sizes, **_behind(chain, plan, extent)})
         _build_chain(runtime, chain, folder, precision, fitted, feeds)
         return chain.outputs, chain.stages
-    model = emit(plan.step(compiled.exact(plan))) if plan.step != Lower() else compiled.squared if plan.square else compiled.engine
+    model = compiled.engine(plan)
     _build(runtime, model, folder, precision, extent, feeds)
     return model.outputs, ()
 

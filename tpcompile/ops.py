@@ -88,8 +88,9 @@ def _(score: Tensor) -> Tensor:
 
 @torch.library.custom_op("tpcompile::compact", mutates_args=())
 def compact(
-    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0,
+    exact: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Store the kept and pinned rows only: the gathered form of a site.
 
     The stored rows are the kept and pinned ones in the order of ``x``, then, where the count (see below) leaves slots, dropped rows
@@ -103,13 +104,14 @@ def compact(
         score: float ``[B, N]`` or None; unused here, see ``fit``.
         ladder: sizes that the count is rounded up to, see ``tpcompile.rows``.
         limit: a constant count, at least that of any sample (``fit`` sees to it). 0: the count follows the data.
+        exact: not even ``MIN_COUNT`` adds a dropped row; of one sample.
 
     Returns:
         ``(rows, alive, index)``: rows ``[B, K, C]``; alive bool ``[B, K]``, False for rows stored though dropped;
         index int64 ``[B, K]``, positions in ``x``. Without ladder and limit,
         ``K = min(N, max(MIN_COUNT, max over the batch of kept-or-pinned rows))``.
     """
-    positions = store(keep.cpu().numpy(), pinned.cpu().numpy(), Rows(tuple(ladder or ()), limit))
+    positions = store(keep.cpu().numpy(), pinned.cpu().numpy(), Rows(tuple(ladder or ()), limit, exact))
     index = torch.from_numpy(positions).to(x.device)
     stored = torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     return stored, torch.gather(keep, 1, index), index
@@ -117,8 +119,9 @@ def compact(
 
 @compact.register_fake
 def _(
-    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, keep: Tensor, pinned: Tensor, score: Tensor | None = None, ladder: Sequence[int] | None = None, limit: int = 0,
+    exact: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, length = x.shape[:2]
     # A constant count of a fixed number of tokens is a number: behind it nothing is dynamic any more.
     count = min(limit, length) if limit and isinstance(length, int) else torch.library.get_ctx().new_dynamic_size(min=MIN_COUNT)

@@ -137,7 +137,8 @@ class Plan:
     @property
     def step(self) -> Lower:
         """The pass that writes the policy at the sites."""
-        return Lower("+".join(map(str, self.buckets)), "+".join(map(str, self.counts)))
+        exact = (self.lowering, self.form) == ("dynamic", "single")  # a stage is built for counts of two and more
+        return Lower("+".join(map(str, self.buckets)), "+".join(map(str, self.counts)), exact)
 
 
 STAGES = Plan(

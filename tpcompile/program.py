@@ -53,6 +53,7 @@ class Site:
         index: name of the node with the stored positions ``[B, K]``, once compact, or where the model gathers by itself.
         into: name of the int64 ``[B, N]`` node that says into which row of the site's storage each token merged, or empty.
         most: the largest number of rows the site can have to store, where the program shows one: then it stores as many, always.
+        whole: every row that has to be stored is kept, in every run: position 0 never falls, and no other is pinned.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Site:
     index: str = ""
     into: str = ""
     most: int | None = None
+    whole: bool = False
 
     @property
     def taps(self) -> dict[str, str]:
@@ -228,9 +230,9 @@ class Program:
     @property
     def rows(self) -> tuple[Rows, ...]:
         """How many rows each site stores, once compact; empty before."""
-        names = ("x", "keep", "pinned", "score", "ladder", "limit")
+        names = ("x", "keep", "pinned", "score", "ladder", "limit", "exact")
         given = [dict(zip(names, node.args, strict=False)) for node in self.graph.find_nodes(op="call_function", target=COMPACT)]
-        return tuple(Rows(tuple(one.get("ladder") or ()), one.get("limit", 0)) for one in given)
+        return tuple(Rows(tuple(one.get("ladder") or ()), one.get("limit", 0), one.get("exact", False)) for one in given)
 
     @property
     def graph(self) -> fx.Graph:

@@ -2,7 +2,7 @@
 
 Any stored set that holds the kept tokens is exact (docs/decisions/0002), so a lowering only chooses how many dropped rows go along:
 
-- ``dynamic``: none, but for ``MIN_COUNT``;
+- ``dynamic``: none, but for ``MIN_COUNT``, and not even for that where a site is ``exact``;
 - ``bucketed``: as many as reach the next rung of a ladder, so that few distinct sizes occur;
 - ``static``: a constant. A sample that keeps more loses the tokens of lowest score before the site (``fit``): it *overflows*, and is
   approximate; what is computed is the masked model under the smaller mask.
@@ -27,10 +27,12 @@ class Rows:
     Attributes:
         ladder: rising sizes; a count is rounded up to the first that holds it, and beyond the last to a multiple of it.
         limit: a constant count.
+        exact: one sample, and its kept rows are all there is: no row is stored that is dropped, and masks behind the site are gone.
     """
 
     ladder: tuple[int, ...] = ()
     limit: int = 0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no policy.
@@ -52,7 +54,7 @@ class Rows:
         """
         if self.limit:
             return min(self.limit, length)
-        return min(self.rung(max(needed, MIN_COUNT)), length)
+        return min(self.rung(max(needed, 1 if self.exact else MIN_COUNT)), length)
 
     def rung(self, needed: int) -> int:
         """The first size of the ladder that holds a count."""

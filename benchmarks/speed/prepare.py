@@ -21,7 +21,7 @@ from tpcompile.flops import Counts, saving
 from tpcompile.onnx import emit
 from tpcompile.onnx.fuse import fuse_attention
 from tpcompile.passes import pipeline
-from tpcompile.plan import Wish
+from tpcompile.plan import RULES, Wish
 from tpcompile.subject import Subject, subject_of
 
 DATA = "model.onnx.data"
@@ -56,6 +56,7 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
         workload.method,
         {"thresholds": chosen.thresholds},
         batch="one" if cell.batch == 1 else "ragged",
+        checkpoint=chosen.checkpoint,
     )
     compiled = build.compile_subject(subject)
     for one in (cell, replace(cell, engine=EXACT)):
@@ -68,7 +69,7 @@ def ready(cell: Cell, folder: Path, log: Log) -> Path:
     np.savez(
         room / "samples.npz", **{f"{i}.{name}": value for i, one in enumerate(groups) for name, value in collate(one).items()}
     )
-    _write(compiled.engine, room / "engine")
+    _write(compiled.engine(RULES["onnx"]), room / "engine")
     _write(compiled.twin, room / "twin")
     log(f"{cell.subject}: naive export")
     naive(compiled.subject, room / "naive")

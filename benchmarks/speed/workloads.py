@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from cells import Workload
 from PIL import Image
+from safetensors.torch import save_file
 from streams import Encoder, calibration_texts, choose, rising, sizes
 from torch import nn
 
@@ -31,7 +32,8 @@ CALIBRATION, TRIED = 4, 24
 STEPS = 16
 """Halvings of a share: far finer than one token."""
 SPREAD = 0.05
-"""Of random weights: more than the library's 0.02, so that attention is not the same everywhere."""
+"""Of random weights: more than the libraries' 0.02, so that attention is not the same everywhere."""
+MATRIX = 2
 
 
 def keep_rate(encoder: Encoder, tokens: int, sites: Sequence[int], target: float) -> float:
@@ -74,6 +76,7 @@ class Chosen:
         thresholds: one a layer.
         stream: the samples.
         calibration: other inputs, for what an export measures; None where the compiler brings them along.
+        checkpoint: weights of the source, where it comes without.
     """
 
     source: str
@@ -81,6 +84,7 @@ class Chosen:
     thresholds: list[float]
     stream: list[Sample]
     calibration: list[Mapping[str, np.ndarray]] | None = None
+    checkpoint: Path | None = None
 
 
 def prepare(name: str, workload: Workload, ratio: float, folder: Path) -> Chosen:
@@ -131,7 +135,11 @@ def _random_texts(workload: Workload, ratio: float, folder: Path) -> Chosen:
 
 def _images(workload: Workload, ratio: float, folder: Path) -> Chosen:
     """A timm model, smooth noise for images, and the same shape in transformers for peers."""
-    source = models.load(workload.source)
+    checkpoint = folder / "weights.safetensors"
+    if not checkpoint.is_file():
+        torch.manual_seed(0)
+        widen(checkpoint, models.load(workload.source).model)
+    source = models.load(workload.source, checkpoint=checkpoint)
     (folder / CONFIG).write_text(source.documents[CONFIG], encoding="utf-8")
     prepared = Preprocessing.read(folder)
     images = [np.asarray(prepared(open_image(path))) for path in noise(folder / "images", workload.samples + TRIED)]
@@ -150,7 +158,17 @@ def _images(workload: Workload, ratio: float, folder: Path) -> Chosen:
         library.ViTForImageClassification(library.ViTConfig(**workload.peer)).save_pretrained(peer)
         library.ViTImageProcessor().save_pretrained(peer)
     stream = [Sample("", {"pixel_values": image}, tokens=workload.tokens) for image in images[: workload.samples]]
-    return Chosen(workload.source, peer, thresholds, stream, held)
+    return Chosen(workload.source, peer, thresholds, stream, held, checkpoint)
+
+
+def widen(path: Path, model: nn.Module) -> None:
+    """Write the weights of a model of timm's, its matrices drawn anew with ``SPREAD``.
+
+    With timm's own 0.02 all patches get the same attention: the last site kept all of them or none.
+    """
+    weights = {name.removeprefix("model."): value for name, value in model.state_dict().items()}
+    drawn = {name: torch.randn_like(value) * SPREAD if value.dim() == MATRIX else value for name, value in weights.items()}
+    save_file(drawn, path)
 
 
 def noise(folder: Path, count: int) -> list[Path]:

@@ -104,6 +104,7 @@ class Rule:
         held: what becomes of values that dropped tokens hold.
         sized: name of the argument that lists the output's sizes, rewritten when a token dim shrinks.
         absorbs: an operand with this value at a position decides the result there (0 for mul, False for and).
+        neutral: per tensor operand the value with which it leaves the other one as it is (1 for mul, True for and); None: there is none.
         samples: real argument tuples for the law, at least one; a dict at the end holds keyword arguments.
         where: file:line of the registration.
     """
@@ -113,6 +114,7 @@ class Rule:
     held: Held
     sized: str
     absorbs: float | None
+    neutral: tuple[float | None, ...]
     samples: Callable[[], Sequence[tuple[Any, ...]]]
     where: str
 
@@ -128,6 +130,7 @@ def register(
     held: Held = Held.NONE,
     sized: str = "",
     absorbs: float | None = None,
+    neutral: tuple[float | None, ...] = (),
 ) -> None:
     """Add the rule of one op.
 
@@ -137,7 +140,7 @@ def register(
     where = _caller()
     if op in RULES:
         raise ValueError(f"{op} has a rule at {RULES[op].where} and another at {where}")
-    RULES[op] = Rule(op, factors, held, sized, absorbs, samples, where)
+    RULES[op] = Rule(op, factors, held, sized, absorbs, neutral, samples, where)
 
 
 def _caller() -> str:

@@ -32,11 +32,15 @@ def _product(call: Call) -> Factors:
 
 
 def pointwise(
-    *ops: OpOverload, samples: Callable[[], Sequence[tuple[Any, ...]]], absorbs: float | None = None, product: bool = False
+    *ops: OpOverload,
+    samples: Callable[[], Sequence[tuple[Any, ...]]],
+    absorbs: float | None = None,
+    neutral: tuple[float | None, ...] = (),
+    product: bool = False,
 ) -> None:
     """Register elementwise ops that share samples."""
     for op in ops:
-        register(op, _product if product else _factors, samples, held=Held.MAP, absorbs=absorbs)
+        register(op, _product if product else _factors, samples, held=Held.MAP, absorbs=absorbs, neutral=neutral)
 
 
 def _x(*shape: int) -> torch.Tensor:
@@ -71,12 +75,14 @@ def _wheres() -> list[tuple[Any, ...]]:
     return [(_b(4, 1, 1, 5), _x(4, 3, 5, 5), torch.tensor(-1e4)), (_b(4, 5, 1), _x(4, 5, 3), _x(3))]
 
 
-pointwise(aten.add.Tensor, aten.sub.Tensor, aten.maximum.default, aten.minimum.default, samples=_pairs)
-pointwise(aten.mul.Tensor, samples=_pairs, absorbs=0.0, product=True)
-pointwise(aten.div.Tensor, samples=_positive)
+pointwise(aten.add.Tensor, samples=_pairs, neutral=(0.0, 0.0))
+pointwise(aten.sub.Tensor, samples=_pairs, neutral=(None, 0.0))
+pointwise(aten.maximum.default, aten.minimum.default, samples=_pairs)
+pointwise(aten.mul.Tensor, samples=_pairs, absorbs=0.0, neutral=(1.0, 1.0), product=True)
+pointwise(aten.div.Tensor, samples=_positive, neutral=(None, 1.0))
 pointwise(aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.eq.Tensor, aten.ne.Tensor, samples=_pairs)
-pointwise(aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default, samples=_bools, absorbs=0.0)
-pointwise(aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default, samples=_bools, absorbs=1.0)
+pointwise(aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default, samples=_bools, absorbs=0.0, neutral=(1.0, 1.0))
+pointwise(aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default, samples=_bools, absorbs=1.0, neutral=(0.0, 0.0))
 pointwise(aten.bitwise_xor.Tensor, aten.logical_xor.default, samples=_bools)
 pointwise(aten.bitwise_not.default, aten.logical_not.default, samples=lambda: [(_b(4, 5),)])
 pointwise(
@@ -123,9 +129,9 @@ pointwise(aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.e
 pointwise(aten.mul.Scalar, aten.div.Scalar, aten.clamp.default, samples=_scalar)
 pointwise(aten.where.self, samples=_wheres)
 pointwise(aten.where.Scalar, samples=lambda: [(_b(4, 5), 0.0, -1e4)])
-pointwise(aten.where.ScalarOther, samples=lambda: [(_b(4, 1, 5), _x(4, 5, 5), -1e4)])
-pointwise(aten.where.ScalarSelf, samples=lambda: [(_b(4, 1, 5), 0.0, _x(4, 5, 5))])
-pointwise(aten.masked_fill.Scalar, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), -1e4)])
+pointwise(aten.where.ScalarOther, samples=lambda: [(_b(4, 1, 5), _x(4, 5, 5), -1e4)], neutral=(1.0, None))
+pointwise(aten.where.ScalarSelf, samples=lambda: [(_b(4, 1, 5), 0.0, _x(4, 5, 5))], neutral=(0.0, None))
+pointwise(aten.masked_fill.Scalar, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), -1e4)], neutral=(None, 0.0))
 pointwise(aten.masked_fill.Tensor, samples=lambda: [(_x(4, 3, 5, 5), _b(4, 1, 1, 5), torch.tensor(-1e4))])
 
 

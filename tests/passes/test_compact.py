@@ -70,12 +70,12 @@ def test_case_2_older_sets_are_gathered_at_joins(toy: Toy, show: Show, agree: Ag
     assert_expected_inline(
         "\n".join(show(program).splitlines()[-10:]),
         """\
+%getitem_4: bool[1, u1] = getitem(%compact_default_1, 1)
+%getitem_5: i64[1, u1] = getitem(%compact_default_1, 2)
 %select_int_1: i64[u1] = aten.select.int(%getitem_5, 0, 0)
 %index_select_default_1: f32[1, u1, 4] = aten.index_select.default(%getitem, 1, %select_int_1)
 %add_11: f32[1, t2, 4] = aten.add.Tensor(%getitem_3, %index_select_default_1)
-%index_select_default_2: i64[u1] = aten.index_select.default(%select_int, 0, %select_int_1)
-%index_select_default_3: f32[1, u1, 4] = aten.index_select.default(%x, 1, %index_select_default_2)
-%add_15: f32[1, t2, 4] = aten.add.Tensor(%add_11, %index_select_default_3)
+%add_15: f32[1, t2, 4] = aten.add.Tensor(%add_11, %index_select_default_1)
 %unsqueeze: bool[1, t2, 1] = aten.unsqueeze.default(%getitem_4, -1)
 %mul_18: f32[1, t2, 4] = aten.mul.Tensor(%add_15, %unsqueeze)
 %sum_1: f32[1, 4] = aten.sum.dim_IntList(%mul_18, [1])

@@ -171,6 +171,66 @@ def test_only_the_site_changes(toy: Callable[..., Program], show: Callable[[Prog
     assert sizes(show(Lower()(compact))) == sizes(show(compact))
 
 
+class Prefix(nn.Module):
+    """Position 0 never falls, and attention hides the others in three ways."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        keep = keep | (torch.arange(x.shape[1]) < 1).unsqueeze(0)
+        x = ops.prune(x, keep)
+        hidden = torch.zeros_like(x[:, :, 0]).masked_fill(~keep, -1e4).unsqueeze(1)
+        p = (x @ x.transpose(1, 2) + hidden).softmax(-1) * keep.unsqueeze(2)
+        later = keep & (x.sum(-1) > 0) | (torch.arange(x.shape[1]) < 1).unsqueeze(0) & keep
+        x = ops.prune(p @ x + x, later)
+        return (x * later.unsqueeze(-1)).sum(1) / later.sum(1, keepdim=True)
+
+
+def test_case_4_what_masks_nothing_goes(toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]) -> None:
+    program = Lower(exact=True)(DEFAULT(toy(Prefix())))
+    assert program.rows == (Rows(exact=True), Rows(exact=True))
+    assert_expected_inline(sizes("\n".join(show(program).splitlines()[5:])), """\
+%sym_size_int: SymInt = aten.sym_size.int(%x, 1)
+%arange: i64[t0] = aten.arange.default(%sym_size_int, device=cpu, pin_memory=False)
+%lt: bool[t0] = aten.lt.Scalar(%arange, 1)
+%unsqueeze: bool[1, t0] = aten.unsqueeze.default(%lt, 0)
+%or_1: bool[1, t0] = aten.__or__.Tensor(%keep, %unsqueeze)
+%compact_default: tuple = tpcompile.compact.default(%x, %or_1, %or_1, None, None, 0, True)
+%getitem: f32[1, t1, 4] = getitem(%compact_default, 0)
+%getitem_2: i64[1, k] = getitem(%compact_default, 2)
+%select_int: i64[k] = aten.select.int(%getitem_2, 0, 0)
+%transpose: f32[1, 4, t1] = aten.transpose.int(%getitem, 1, 2)
+%sum_1: f32[1, t1] = aten.sum.dim_IntList(%getitem, [-1])
+%gt: bool[1, t1] = aten.gt.Scalar(%sum_1, 0)
+%index_select_default: bool[1, k] = aten.index_select.default(%unsqueeze, 1, %select_int)
+%or_2: bool[1, t1] = aten.__or__.Tensor(%gt, %index_select_default)
+%compact_default_1: tuple = tpcompile.compact.default(%getitem, %or_2, %or_2, None, None, 0, True)
+%getitem_3: f32[1, t2, 4] = getitem(%compact_default_1, 0)
+%getitem_5: i64[1, k] = getitem(%compact_default_1, 2)
+%matmul: f32[1, t2, t1] = aten.matmul.default(%getitem_3, %transpose)
+%softmax: f32[1, t2, t1] = aten.softmax.int(%matmul, -1)
+%matmul_default: f32[1, t2, 4] = aten.matmul.default(%softmax, %getitem)
+%add_61: f32[1, t2, 4] = aten.add.Tensor(%matmul_default, %getitem_3)
+%sum_2: f32[1, 4] = aten.sum.dim_IntList(%add_61, [1])
+%sum_3: i64[1, 1] = aten.sum.dim_IntList(%or_2, [1], True)
+%div: f32[1, 4] = aten.div.Tensor(%sum_2, %sum_3)
+return (%div)""")
+    agree(Prefix(), program)
+
+
+def test_case_4_stores_a_single_row(toy: Callable[..., Program]) -> None:
+    program = Lower(exact=True)(DEFAULT(toy(Prefix())))
+    given = {"x": torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(0)), "keep": torch.zeros(1, 7, dtype=torch.bool)}
+    trace = program.trace(**given)
+    assert [index.shape for index in trace.index if index is not None] == [(1, 1), (1, 1)]
+    with torch.no_grad():
+        close(trace.outputs, {"output": Prefix()(**given)})
+
+
+def test_case_4_leaves_what_may_fall(lowered: tuple[Model, Program, str]) -> None:
+    """Position 0 is stored though dropped, or samples differ in count: masks hide what they hid."""
+    _, compact, _ = lowered
+    assert Lower(exact=True).run(compact) is compact
+
+
 def test_case_2_all_that_reads_the_mask_reads_what_fits(toy: Callable[..., Program], show: Callable[[Program], str]) -> None:
     """The weights of the mean stand before the site in the program: they read what fits all the same, and so does the output."""
     after = show(Lower(counts="5")(DEFAULT(toy(Early()))))

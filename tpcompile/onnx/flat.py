@@ -17,6 +17,8 @@ ALIKE = {"Cast", "Clip", "Erf", "Gelu", "HardSwish", "Identity", "Relu", "Sigmoi
 """Ops of one tensor that take each number by itself."""
 PAIRED = {"Add", "Div", "Mul", "Sub"}
 """Ops of two tensors that are laid over each other from the last dim on."""
+VIEWS = {"Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Ops that a runtime computes once where their operands are constants."""
 RANK = 3
 
 
@@ -163,8 +165,15 @@ def _is_norm(node: ir.Node) -> bool:
 
 
 def _is_constant(value: ir.Value | None, rank: int) -> bool:
-    """Whether a value of so many dims is the same in every run."""
-    return value is not None and _rank(value) == rank and (value.is_initializer() or get_const_tensor(value) is not None)
+    """Whether a value of so many dims is the same in every run: a weight, or a part or a view of one."""
+    return value is not None and _rank(value) == rank and _is_given(value)
+
+
+def _is_given(value: ir.Value | None) -> bool:
+    made = value.producer() if value is not None else None
+    if value is None or value.is_initializer() or get_const_tensor(value) is not None:
+        return True
+    return made is not None and made.op_type in VIEWS and all(_is_given(one) for one in made.inputs)
 
 
 def _rank(value: ir.Value | None) -> int:

@@ -51,7 +51,7 @@ def _rank(score: FLOAT) -> INT64:
 def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> tuple[FLOAT, BOOL, INT64]:
     """Batch 1: the stored positions in order; no slot is ever padded, so K may be 1."""
     flat: Any = op.Constant(value_ints=[-1])
-    index = op.NonZero(op.Reshape(op.Or(keep, pinned), flat))
+    index = op.NonZero(op.Reshape(keep if keep is pinned else op.Or(keep, pinned), flat))
     positions = op.Reshape(index, flat)
     return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
 
@@ -224,7 +224,8 @@ FETCH = _host_op("Take", {"x": "T", "index": "tensor(int64)"}, "T", {"batch": IN
 
 
 def _compact_hosted(
-    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
+    x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0,
+    exact: bool = False,
 ) -> tuple[FLOAT, BOOL, INT64]:
     index = STORE(keep, pinned, rows=[limit, *(ladder or ())])
     return FETCH(x, index, batch=0, dim=1), FETCH(keep, index, batch=0, dim=1), index
@@ -246,8 +247,9 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
     free = _compact_ragged if ragged else _compact
 
     def compact(
-        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0
-    ) -> tuple[FLOAT, BOOL, INT64]:
+        x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0,
+        exact: bool = False,
+    ) -> tuple[FLOAT, BOOL, INT64]:  # fmt: skip
         if limit:
             return _compact_static(x, keep, pinned, score, ladder, limit)
         return _compact_bucketed(x, keep, pinned, score, ladder, limit) if ladder else free(x, keep, pinned, score)

@@ -109,7 +109,7 @@ def stored(result: Tensor, dims: tuple[str | None, ...], factor: str, value: Val
 
 def wrong(op: OpOverload, factors: Callable[[Call], Factors], samples: list[tuple[Any, ...]], **more: Any) -> Rule:
     """A rule outside the registry."""
-    options = {"held": Held.NONE, "sized": "", "absorbs": None} | more
+    options = {"held": Held.NONE, "sized": "", "absorbs": None, "neutral": ()} | more
     return Rule(op=op, factors=factors, samples=lambda: samples, where="here.py:1", **options)
 
 
@@ -173,6 +173,32 @@ def test_a_wrong_claim_on_held_values_is_caught() -> None:
     assert list(mispredicted(cosine))[:1] == [f"sample 0, factor d0, {{0: {zero}}}: {zero} is predicted"]
     added = wrong(aten.add.Tensor, free, [(torch.randn(3, 5), torch.randn(3, 5))], held=Held.MAP, absorbs=0.0)
     assert list(mispredicted(added))
+
+
+def biased(rule: Rule) -> list[str]:
+    """Samples in which an operand full of its neutral value does not leave the other one as it is."""
+    found = []
+    for number, case in enumerate(cases(rule)):
+        for i, value in enumerate(rule.neutral):
+            other = case.tensors[1 - i]
+            if value is None or other.dtype is not case.results[0].dtype or other.dtype is torch.int64:
+                continue  # of whole numbers nothing is said: 1 & 3 is 1
+            given = iter(torch.full_like(t, value) if j == i else t for j, t in enumerate(case.tensors))
+            args = [next(given) if isinstance(arg, Tensor) else arg for arg in case.args]
+            result = rule.op(*args, **case.kwargs)
+            if len(case.tensors) != len(rule.neutral) or not torch.equal(result, other.broadcast_to(result.shape)):
+                found.append(f"sample {number}, operand {i}")
+    return found
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule.neutral], ids=lambda rule: str(rule.op))
+def test_a_neutral_operand_changes_nothing(rule: Rule) -> None:
+    assert biased(rule) == []
+
+
+def test_a_wrong_neutral_is_caught() -> None:
+    samples = [(torch.randn(3, 5), torch.randn(3, 5))]
+    assert biased(wrong(aten.sub.Tensor, free, samples, neutral=(0.0, 0.0))) == ["sample 0, operand 0"]
 
 
 def test_short_samples_are_named() -> None:
