@@ -126,7 +126,6 @@ class Compiled:
         return emit(self.placed)
 
 
-
 def compile_subject(
     subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
 ) -> Compiled:

@@ -35,7 +35,7 @@ def bundle(spec: Mapping[str, Any], feeds: Feeds) -> Run:
     """A bundle of ours."""
     from tpcompile.engine import load
 
-    engine = load(spec["path"], threads=spec["threads"], prime=spec.get("prime", False))
+    engine = load(spec["path"], threads=spec["threads"], prime=spec.get("prime", True))
     return lambda i: engine(**feeds[i])
 
 

@@ -36,6 +36,9 @@ def spread(one: Mapping[str, Any], phase: str = "warm", quantile: float = 0.9) -
 class Figures:
     """A cell at a glance; None where a row is missing.
 
+    Where the pruned engine met shapes at load, whoever it is compared with counts as warm in the first pass too: another engine could
+    have been shown shapes as well.
+
     Attributes:
         speedup: dense over pruned, by phase.
         realised: that over the FLOPs ratio of the paper's formula.
@@ -43,7 +46,8 @@ class Figures:
         ideal: static dense over static pruned: what the counts are worth without any change of shape.
         best: name of the fastest dense engine, ours and peers, and its time over the pruned engine's, by phase.
         naive: the naive export's time over the pruned engine's, by phase.
-        primed: of the engine that ran its primers at load: cold speed-up against dense *warm*, share of the bound, seconds of its load.
+        start: load and first pass together, nobody taken for warm, dense over pruned.
+        unprimed: of the engine that met no shape at load: first pass against dense's first, share of the bound, and ``start``.
     """
 
     speedup: Mapping[str, float]
@@ -52,7 +56,8 @@ class Figures:
     ideal: float | None
     best: Mapping[str, tuple[str, float]]
     naive: Mapping[str, float]
-    primed: tuple[float, float, float] | None
+    start: float
+    unprimed: tuple[float, float, float] | None
 
 
 def figures(document: Document) -> Figures:
@@ -61,20 +66,20 @@ def figures(document: Document) -> Figures:
     assert pruned is not None
     assert dense is not None
     own = {phase: sum(times(pruned, phase)) for phase in PHASES}
-    speedup = {phase: sum(times(dense, phase)) / own[phase] for phase in PHASES}
-    static, twin, naive = (row(document, role) for role in ("static", "dense static", "naive"))
-    bound, ideal, primed = {}, None, None
+    static, twin, naive, bare = (row(document, role) for role in ("static", "dense static", "naive", "unprimed"))
+    against = dict.fromkeys(PHASES, "warm") if bare is not None else {phase: phase for phase in PHASES}
+    speedup = {phase: sum(times(dense, against[phase])) / own[phase] for phase in PHASES}
+    bound, ideal, unprimed = {}, None, None
     if static is not None:
         fixed = sum(times(static, "warm"))
         bound = {phase: fixed / sum(times(pruned, phase, static["only"])) for phase in PHASES}
         ideal = sum(times(twin, "warm")) / fixed if twin is not None else None
-    if (one := row(document, "primed")) is not None:
-        fresh = sum(times(one, "cold"))
-        held = sum(times(static, "warm")) / sum(times(one, "cold", static["only"])) if static is not None else 0.0
-        primed = (sum(times(dense, "warm")) / fresh, held, one["load_s"])
+    if bare is not None:
+        held = sum(times(static, "warm")) / sum(times(bare, "cold", static["only"])) if static is not None else 0.0
+        unprimed = (sum(times(dense, "cold")) / sum(times(bare, "cold")), held, _begun(dense) / _begun(bare))
     rivals = [one for one in document["rows"] if one["role"] in ("dense", "peer")]
     best = {
-        phase: min(((one["name"], sum(times(one, phase)) / own[phase]) for one in rivals), key=lambda pair: pair[1])
+        phase: min(((one["name"], sum(times(one, against[phase])) / own[phase]) for one in rivals), key=lambda pair: pair[1])
         for phase in PHASES
     }
     return Figures(
@@ -84,5 +89,11 @@ def figures(document: Document) -> Figures:
         ideal=ideal,
         best=best,
         naive={phase: sum(times(naive, phase)) / own[phase] for phase in PHASES} if naive is not None else {},
-        primed=primed,
+        start=_begun(dense) / _begun(pruned),
+        unprimed=unprimed,
     )
+
+
+def _begun(one: Mapping[str, Any]) -> float:
+    """Milliseconds until the stream ran once, from nothing."""
+    return 1e3 * float(one["load_s"]) + sum(times(one, "cold"))

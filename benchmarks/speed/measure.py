@@ -29,7 +29,7 @@ class Row:
 
     Attributes:
         name: in the table.
-        role: ``pruned``, ``primed``, ``dense``, ``naive``, ``static``, ``dense static`` or ``peer``.
+        role: ``pruned``, ``unprimed``, ``dense``, ``naive``, ``static``, ``dense static`` or ``peer``.
         spec: what the child opens.
         python: the interpreter, empty for our own.
         only: the samples it runs; empty for all.
@@ -86,8 +86,8 @@ def rows(cell: Cell, room: Path, peers: str) -> list[Row]:
         Row("naive", "naive", {**runtime, "files": {"all": str(room / "naive" / "model.onnx")}}, size=size_of(room / "naive")),
     ]
     if load_primed(bundle):
-        primed = {"kind": "bundle", "path": str(bundle), "prime": True, **common}
-        found.insert(1, Row("pruned, primed", "primed", primed, size=found[0].size))
+        bare = {"kind": "bundle", "path": str(bundle), "prime": False, **common}
+        found.insert(1, Row("pruned, not primed", "unprimed", bare, size=found[0].size))
     for name, role in (("engine", "static"), ("twin", "dense static")) if facts["static"] else ():
         files = {str(i): str(room / name / f"static{i}.onnx") for i in range(facts["static"])}
         found.append(Row(role, role, {**runtime, "files": files, "without": SLOWER}, only=tuple(range(facts["static"]))))

@@ -31,6 +31,19 @@ def test_of_equally_fast_ones_the_one_that_runs_least_at_load_is_taken() -> None
     assert choose(trials) is trials[2]
 
 
+@pytest.mark.parametrize(
+    ("runs", "taken"),
+    [
+        ([(100, 127), (108, 11)], 1),  # 12.7 % for the load of the first, spread over a thousand inputs
+        ([(100, 127), (120, 11)], 0),
+        ([(100, 30), (110, 0)], 0),
+    ],
+)
+def test_what_load_runs_is_weighed_against_later_inputs(runs: list[tuple[float, int]], taken: int) -> None:
+    trials = [Trial(Plan(), total / 2, total / 2, 0.01, many) for total, many in runs]
+    assert choose(trials) is trials[taken]
+
+
 def test_a_trial_as_a_document() -> None:
     assert Trial(Plan("bucketed", "staged", (16,)), 12.34, 5.678, 0.01234).to_json() == {
         "lowering": "bucketed", "form": "staged", "sizes": [16], "cold_ms": 12.3, "warm_ms": 5.7, "noise": 0.012, "ruler": "wall",
