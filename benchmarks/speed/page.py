@@ -14,16 +14,17 @@ benchmarks/speed --list` names the cells and what is measured; `benchmarks/speed
 
 A cell is a stream of inputs through one engine. Its rows are processes that run the same samples in turns, forth and back: the first pass
 is *cold*; *warm* is the median of the passes after it. Times are sums over the stream, in ms. *Pruned* and *dense* are our bundles as
-`load` opens them: the pruned one of a target where new shapes cost is exported with `--tune --prime`, and `load` shows it shapes. Then whoever
-it is compared with is taken warm in the first pass as well, and what load took is told apart. *Not primed* is the same bundle
-without that: every shape is new in its first pass, as in dense's. *Naive* is the same pruned model as `torch.onnx` writes it, *static* an engine compiled for each of the first samples with exactly its counts: no shape ever changes in it,
-so it is the bound for shape churn. Peers are dense: nobody else gathers. Weights are random but for MiniLM; all run on a shared machine,
-whose noise is a few per cent, and more where passes differ. A percentile is told where the samples support it: 29 for p90, 299 for p99.
+`load` opens them: where new shapes cost, the pruned one is exported with `--tune --prime`, and `load` shows it shapes. Whoever it is
+compared with is then taken warm in the first pass as well, and what load took is told apart. *Not primed* is the same bundle
+without that: every shape is new in its first pass, as in dense's. *Naive* is the same pruned model as `torch.onnx` writes it, *static* an
+engine compiled for each of the first samples with exactly its counts: no shape ever changes in it, so it is the bound for shape churn.
+Peers are dense: nobody else gathers. Weights are random but for MiniLM; all run on a shared machine, whose noise is a few per cent, and
+more where passes differ. A percentile is told where the samples support it: 29 for p90, 299 for p99.
 """
 ASIDE = """
 *Realised* is the speed-up over dense divided by the FLOPs ratio of the papers' formula; *of the bound*, the static engines' time over ours;
-*best dense* is the fastest of our dense engine and the peers at that precision; *start*, load and first pass together, dense over ours, with
-nobody taken for warm. Not primed: the first pass against dense's, of the bound, and start.
+*best dense* is the fastest of our dense engine and the peers at that precision; *start*, load and first pass together, dense over ours,
+with nobody taken for warm. Not primed: the first pass against dense's, of the bound, and start.
 """
 
 
@@ -36,8 +37,8 @@ WATERFALL = """Each column is dense over pruned: what the formula counts; what t
 maps of attention whole, for 1 or 2 % more work); engines of fixed shapes; our engine when it has met all shapes; when it meets them for
 the first time. In brackets what is kept of the column before. Between graph and fixed shapes goes what small products and memory cost,
 between fixed shapes and warm what sizes cost that are known at run time only, and their change, between warm and cold the preparing of
-new ones, as far as load has not shown them. Fixed shapes are timed on the first few samples only, the columns beside them on all: where lengths differ, a step into or out
-of that column also holds what those few differ by from the rest.
+new ones, as far as load has not shown them. Fixed shapes are timed on the first few samples only, the columns beside them on all: where
+lengths differ, a step into or out of that column also holds what those few differ by from the rest.
 """
 
 WHY = """

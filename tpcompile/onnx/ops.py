@@ -52,7 +52,7 @@ def _compact(x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None) -> 
     """Batch 1: the stored positions in order; no slot is ever padded, so K may be 1."""
     flat: Any = op.Constant(value_ints=[-1])
     index = op.NonZero(op.Reshape(keep if keep is pinned else op.Or(keep, pinned), flat))
-    positions = op.Reshape(index, flat)
+    positions = op.Squeeze(index, op.Constant(value_ints=[0]))
     return op.Gather(x, positions, axis=1), op.Gather(keep, positions, axis=1), index
 
 
@@ -199,6 +199,19 @@ def _sort(x: FLOAT, stable: bool | None = None, dim: int = -1, descending: bool 
     return values, index
 
 
+def _select(x: FLOAT, dim: int, index: int) -> FLOAT:
+    """What stands at one position of a dim; of a dim of size 1 nothing is fetched."""
+    shape: Any = x.shape
+    y: FLOAT = op.Squeeze(x, op.Constant(value_ints=[dim])) if shape[dim] == 1 else op.Gather(x, index, axis=dim)
+    return y
+
+
+def _index_select(x: FLOAT, dim: int, index: INT64) -> FLOAT:
+    """Positions ``[K]`` of a dim."""
+    y: FLOAT = op.Gather(x, index, axis=dim)
+    return y
+
+
 def _floordiv(a: INT64, b: INT64) -> INT64:
     """Sizes divided as Python does, towards minus infinity: ``-(-n // 2)`` is half of n, rounded up. ONNX's Div rounds towards zero."""
     y: INT64 = op.Div(op.Sub(a, op.Mod(a, b)), b)
@@ -265,4 +278,10 @@ def translations(program: Program, hosted: bool = False) -> dict[Callable[..., A
         TAKE: _take_hosted if hosted else _take,
         PUT: _put,
     }
-    return {**own, torch.ops.aten.sort.stable: _sort, operator.floordiv: _floordiv}
+    plain: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.aten.sort.stable: _sort,
+        torch.ops.aten.select.int: _select,
+        torch.ops.aten.index_select.default: _index_select,
+        operator.floordiv: _floordiv,
+    }
+    return {**own, **plain}
