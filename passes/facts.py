@@ -16,8 +16,9 @@ With a batch, a class is a set of (sample, position) pairs. What is known along 
 samples loses it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -58,7 +59,8 @@ class Facts:
         constants: placeholder -> weight or buffer.
         bits: inputs ``[B, N]`` that are taken to hold 0 and 1, and 1 at position 0.
         nested: whether, in a call, every token stored along the first factor is stored along the second.
-        true: nodes that hold True everywhere, by another proof.
+        fetched: of a gathered program, node -> the node whose rows it holds, the dim they are fetched along, and the site whose set
+            they are; there, position 0 survives every site of ``keeps``, by another proof.
 
     Attributes:
         attended: softmaxes under an infinite mask of the model's own, of which every row is taken to have an unmasked key.
@@ -72,9 +74,9 @@ class Facts:
         constants: Mapping[str, torch.Tensor],
         bits: frozenset[str] = frozenset(),
         nested: Callable[[Described, str, str], bool] = lambda call, rows, keys: False,
-        true: Collection[str] = (),
+        fetched: Mapping[str, tuple[str, int, int]] = MappingProxyType({}),
     ) -> None:
-        self.axes, self.keeps, self.nested, self.bits, self.true = axes, keeps, nested, bits, frozenset(true)
+        self.axes, self.keeps, self.nested, self.bits, self.fetched = axes, keeps, nested, bits, fetched
         self.classes = (LIVE, *range(max(keeps.values(), default=0) + 1))
         self.known: dict[str, Fact] = {}
         self.before: dict[str, Fact] = {}
@@ -159,13 +161,14 @@ class Facts:
 
     def _decided(self, fact: Fact, cls: int, one: Said) -> Fact:
         """A keep mask is False at its own class by definition, and True at later ones and at the living: they were not dropped."""
-        held = {(one.dim, k): Value.of(one.alive) for k in self.classes if k > cls or k == LIVE}
+        alive = (LIVE, 0) if self.fetched else (LIVE,)
+        held = {(one.dim, k): Value.of(one.alive) for k in self.classes if k > cls or k in alive}
         own = {(one.dim, cls): hull_of([Value.of(number) for number in one.dropped])} if one.same else {}
         return replace(fact, held={**fact.held, **held, **own})
 
     def _start(self, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Fact:
-        if node.name in self.true:
-            return Fact(rest=TRUE)
+        if (value := self._stored(node)) is not None:
+            return Fact(rest=value)
         if node.op == "placeholder":
             if node.name in self.bits:
                 return Fact({(1, 0): TRUE}, TRUTH)
@@ -183,6 +186,15 @@ class Facts:
         if self.axes.mixes(call):
             return Fact(rest=fact.rest, doubts=frozenset(replace(doubt, rows=frozenset()) for doubt in fact.doubts))
         return fact
+
+    def _stored(self, node: fx.Node) -> Value | None:
+        """The number that fetched rows hold everywhere: what their source holds at every class that is stored there."""
+        if node.name not in self.fetched:
+            return None
+        source, dim, level = self.fetched[node.name]
+        values = {self.known[source].at(dim, cls) for cls in self.classes if cls in (LIVE, 0) or cls > level}
+        value = values.pop()
+        return value if not values and value.exact else None
 
     def _restored(self, x: Fact, keep: Fact, base: Fact) -> Fact:
         """Kept tokens hold what ``x`` holds, dropped ones what ``base`` holds; a pending row of ``x`` is a dropped token's."""
@@ -304,9 +316,12 @@ class Facts:
         return paired(call, facts, self.axes.token_dims(call.node), self.classes, self._anywhere(call, facts))
 
     def _anywhere(self, call: Described, facts: list[Fact]) -> Value:
+        assert call.factors is not None
         assert call.rule is not None
         values = [f.at(None, LIVE) for f in facts]
         match call.rule.held:
+            case Held.COPY if first := [d for f, (_, stop) in call.factors.reads.items() if stop == 1 for d in call.of(0, f)]:
+                return facts[0].at(first[0], 0)  # a window of position 0 alone
             case Held.COPY | Held.SAME | Held.PICK:
                 return values[0]
             case Held.MAP:

@@ -13,7 +13,6 @@ Any stored set that holds the kept tokens is exact (docs/decisions/0002). This p
 stores would rely on the wrong number.
 """
 
-import operator
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import ClassVar
@@ -26,9 +25,6 @@ from tpcompile.passes.base import GraphPass, ancestors, share
 from tpcompile.passes.neutral import plain
 from tpcompile.program import Program, Site, Stage
 from tpcompile.rows import MIN_COUNT, Rows
-
-ALIVE = 1
-"""The output of ``compact`` that says which stored rows are kept."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,13 @@ class Lower(GraphPass):
         """Case 4. Sites that store all they keep need no look at what is pinned: it is kept."""
         if self.buckets or self.counts:
             raise UsageError("what is stored exactly has no buckets and no constant counts", fix="give one of the three")
-        draft, true = program.draft(), set[str]()
-        nodes = list(draft.graph.find_nodes(op="call_function", target=COMPACT))
-        for site, node, own in zip(program.sites, nodes, program.rows, strict=True):
-            if site.whole and own == Rows():
-                x, keep, _, score = [*node.args, None][:4]
-                node.args = (x, keep, keep, score, None, 0, True)
-                true |= {user.name for user in node.users if user.target is operator.getitem and user.args[1] == ALIVE}
-        return share(plain(program.adopt(draft), true)) if true else program
+        whole = {site.node for site, rows in zip(program.sites, program.rows, strict=True) if site.whole and rows == Rows()}
+        draft = program.draft()
+        for node in [node for node in draft.graph.nodes if node.name in whole]:
+            x, keep, _, score = [*node.args, None][:4]
+            node.args = (x, keep, keep, score, None, 0, True)
+        levels = {site.tokens.level for site in program.sites if site.node in whole}
+        return share(plain(program.adopt(draft), levels)) if whole else program
 
     def _policies(self, program: Program) -> list[Rows]:
         sites = len(program.sites)

@@ -1,27 +1,34 @@
 """What changes nothing is not computed: a sum with 0, a product with 1, an ``and`` with True, a mask that hides nothing."""
 
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import fx
 
+from tpcompile.ops import COMPACT
 from tpcompile.passes.axesmap import AxesMap, Described
 from tpcompile.passes.facts import Facts
 from tpcompile.passes.values import Value
 from tpcompile.program import Program
 
+aten = torch.ops.aten
+ALIVE, INDEX = 1, 2
+"""Outputs of ``compact``: which stored rows are kept, and where they stood."""
 
-def plain(program: Program, true: Collection[str] = ()) -> Program:
+
+def plain(program: Program, exact: Collection[int] = ()) -> Program:
     """A compact program in which whoever read an op with such an operand reads the other one.
 
     Args:
         program: compact.
-        true: nodes that hold True everywhere, whatever the inputs.
+        exact: levels of the sets that hold their kept tokens, position 0 among them, and nothing else.
     """
     draft = program.draft()
     axes = AxesMap(draft.graph)
-    facts = Facts(draft.graph, axes, {}, program.constants(), true=true)
+    keeps = {site.keep: site.tokens.level for site in program.sites if site.tokens.level in exact}
+    facts = Facts(draft.graph, axes, keeps, program.constants(), fetched=_fetched(draft.graph, program, exact))
     gone: dict[str, str] = {}
     for call in [axes.calls[node.name] for node in draft.graph.nodes if node.name in axes.calls]:
         left = _left(call, facts)
@@ -35,6 +42,27 @@ def plain(program: Program, true: Collection[str] = ()) -> Program:
         for site in program.sites
     )
     return program.adopt(draft, sites=sites)
+
+
+def _fetched(graph: fx.Graph, program: Program, exact: Collection[int]) -> dict[str, tuple[str, int, int]]:
+    """What holds rows of those sets: node -> the node they were fetched from, along which dim, and the set."""
+    found: dict[str, tuple[str, int, int]] = {}
+    sets: dict[fx.Node, int] = {}
+    levels = {site.node: site.tokens.level for site in program.sites}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(source, fx.Node) and source.target is COMPACT:
+            level, keep = levels[source.name], source.args[1]
+            assert isinstance(keep, fx.Node)
+            sets |= {node: level} if node.args[1] == INDEX else {}
+            found |= {node.name: (keep.name, 1, level)} if node.args[1] == ALIVE and level in exact else {}
+        elif node.target is aten.select.int and source in sets:
+            sets[node] = sets[source]
+        elif node.target is aten.index_select.default and node.args[2] in sets:
+            sets[node] = level = sets[node.args[2]]  # positions too are fetched: those of an older set, for a newer one
+            assert isinstance(source, fx.Node)
+            found |= {node.name: (source.name, int(str(node.args[1])), level)} if level in exact else {}
+    return found
 
 
 def _last(name: str, gone: Mapping[str, str]) -> str:
