@@ -1,7 +1,7 @@
 """What changes nothing is not computed: a sum with 0, a product with 1, an ``and`` with True, a mask that hides nothing."""
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -29,16 +29,17 @@ def plain(program: Program, exact: Collection[int] = ()) -> Program:
     axes = AxesMap(draft.graph)
     keeps = {site.keep: site.tokens.level for site in program.sites if site.tokens.level in exact}
     facts = Facts(draft.graph, axes, keeps, program.constants(), fetched=_fetched(draft.graph, program, exact))
-    gone: dict[str, str] = {}
+    gone: dict[fx.Node, fx.Node] = {}
     for call in [axes.calls[node.name] for node in draft.graph.nodes if node.name in axes.calls]:
         left = _left(call, facts)
         if left is not None:
-            call.node.replace_all_uses_with(left)
-            gone[call.node.name] = left.name
+            gone[call.node] = gone.get(left, left)
+            call.node.replace_all_uses_with(gone[call.node])
     if not gone:
         return program
+    names = {node.name: left.name for node, left in gone.items()}
     sites = tuple(
-        replace(site, **{kind: _last(name, gone) for kind, name in site.taps.items()})  # type: ignore[arg-type]  # all are text
+        replace(site, **{kind: names.get(name, name) for kind, name in site.taps.items()})  # type: ignore[arg-type]  # all are text
         for site in program.sites
     )
     return program.adopt(draft, sites=sites)
@@ -63,13 +64,6 @@ def _fetched(graph: fx.Graph, program: Program, exact: Collection[int]) -> dict[
             assert isinstance(source, fx.Node)
             found |= {node.name: (source.name, int(str(node.args[1])), level)} if level in exact else {}
     return found
-
-
-def _last(name: str, gone: Mapping[str, str]) -> str:
-    """What is read in the place of a node that is gone."""
-    while name in gone:
-        name = gone[name]
-    return name
 
 
 def _left(call: Described, facts: Facts) -> fx.Node | None:

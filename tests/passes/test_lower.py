@@ -184,10 +184,14 @@ class Prefix(nn.Module):
         return (x * later.unsqueeze(-1)).sum(1) / later.sum(1, keepdim=True)
 
 
-def test_case_4_what_masks_nothing_goes(toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]) -> None:
+def test_case_4_what_masks_nothing_goes(
+    toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]
+) -> None:
     program = Lower(exact=True)(DEFAULT(toy(Prefix())))
     assert program.rows == (Rows(exact=True), Rows(exact=True))
-    assert_expected_inline(sizes("\n".join(show(program).splitlines()[5:])), """\
+    assert_expected_inline(
+        sizes("\n".join(show(program).splitlines()[5:])),
+        """\
 %sym_size_int: SymInt = aten.sym_size.int(%x, 1)
 %arange: i64[t0] = aten.arange.default(%sym_size_int, device=cpu, pin_memory=False)
 %lt: bool[t0] = aten.lt.Scalar(%arange, 1)
@@ -212,13 +216,17 @@ def test_case_4_what_masks_nothing_goes(toy: Callable[..., Program], show: Calla
 %sum_2: f32[1, 4] = aten.sum.dim_IntList(%add_61, [1])
 %sum_3: i64[1, 1] = aten.sum.dim_IntList(%or_2, [1], True)
 %div: f32[1, 4] = aten.div.Tensor(%sum_2, %sum_3)
-return (%div)""")
+return (%div)""",
+    )
     agree(Prefix(), program)
 
 
 def test_case_4_stores_a_single_row(toy: Callable[..., Program]) -> None:
     program = Lower(exact=True)(DEFAULT(toy(Prefix())))
-    given = {"x": torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(0)), "keep": torch.zeros(1, 7, dtype=torch.bool)}
+    given = {
+        "x": torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(0)),
+        "keep": torch.zeros(1, 7, dtype=torch.bool),
+    }
     trace = program.trace(**given)
     assert [index.shape for index in trace.index if index is not None] == [(1, 1), (1, 1)]
     with torch.no_grad():

@@ -1,0 +1,104 @@
+"""compact -> compact: an op one of whose operands changes nothing is its other operand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from torch import Tensor, nn
+
+from tpcompile import ops
+from tpcompile.passes import DEFAULT, Lower
+from tpcompile.program import Program
+
+aten = torch.ops.aten
+
+
+def calls(program: Program, *targets: torch._ops.OpOverload) -> int:
+    return sum(len(program.graph.find_nodes(op="call_function", target=target)) for target in targets)
+
+
+class Early(nn.Module):
+    """Masks in front of the first site hide nothing: a bool one, an additive one, one of zeros and ones."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        alive = torch.ones_like(x[:, :, 0], dtype=torch.bool)
+        p = (x @ x.transpose(1, 2) + torch.where(alive, 0.0, -1e4).unsqueeze(1)).softmax(-1)
+        x = (p @ x).masked_fill(~alive.unsqueeze(-1), 0.0) * alive.to(x.dtype).unsqueeze(-1)
+        x = ops.prune(x, keep & alive)
+        return (x * keep.unsqueeze(-1)).sum(1)
+
+
+def test_a_mask_before_the_first_site_goes(
+    toy: Callable[..., Program], show: Callable[[Program], str], agree: Callable[..., None]
+) -> None:
+    program = DEFAULT(toy(Early()))
+    assert_expected_inline(
+        "\n".join(show(program).splitlines()[3:]),
+        """\
+input %keep: bool[1, t0]
+%sym_size_int: SymInt = aten.sym_size.int(%x, 1)
+%transpose: f32[1, 4, t0] = aten.transpose.int(%x, 1, 2)
+%arange_default: i64[n] = aten.arange.default(%sym_size_int)
+%unsqueeze_default: i64[1, n] = aten.unsqueeze.default(%arange_default, 0)
+%lt_scalar: bool[1, n] = aten.lt.Scalar(%unsqueeze_default, 1)
+%compact_default: tuple = tpcompile.compact.default(%x, %keep, %lt_scalar, None)
+%getitem: f32[1, t1, 4] = getitem(%compact_default, 0)
+%getitem_2: i64[1, u1] = getitem(%compact_default, 2)
+%select_int: i64[u1] = aten.select.int(%getitem_2, 0, 0)
+%matmul: f32[1, t1, t0] = aten.matmul.default(%getitem, %transpose)
+%softmax: f32[1, t1, t0] = aten.softmax.int(%matmul, -1)
+%matmul_1: f32[1, t1, 4] = aten.matmul.default(%softmax, %x)
+%index_select_default_1: bool[1, u1] = aten.index_select.default(%keep, 1, %select_int)
+%unsqueeze_3: bool[1, t1, 1] = aten.unsqueeze.default(%index_select_default_1, -1)
+%mul_45: f32[1, t1, 4] = aten.mul.Tensor(%matmul_1, %unsqueeze_3)
+%sum_1: f32[1, 4] = aten.sum.dim_IntList(%mul_45, [1])
+return (%sum_1)""",
+    )
+    agree(Early(), program)
+
+
+class Kept(nn.Module):
+    """A float of the keep mask, made before the site, which a decision reads too; and what position 0 holds of it."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        first = (torch.arange(x.shape[1]) < 1).unsqueeze(0)
+        keep = keep | first
+        weight = keep.to(x.dtype)
+        x = ops.prune(x, keep)
+        x = x * weight.unsqueeze(-1) + (x[:, 0] * weight[:, :1]).unsqueeze(1)
+        later = keep & ((x.sum(-1) * weight > 0) | first)
+        x = ops.prune(x, later)
+        return (x * weight.unsqueeze(-1) * later.unsqueeze(-1)).sum(1)
+
+
+def test_what_is_fetched_of_a_keep_mask_goes_where_nothing_else_is_stored(
+    toy: Callable[..., Program], agree: Callable[..., None]
+) -> None:
+    compact = DEFAULT(toy(Kept()))
+    exact = Lower(exact=True)(compact)
+    assert calls(compact, aten.mul.Tensor) >= 5
+    assert calls(exact, aten.mul.Tensor) == 0
+    agree(Kept(), exact)
+
+
+class Plain(nn.Module):
+    """What looks neutral and is not: a factor of its own, whole numbers, a shape that grows, a mask of some tokens only."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        zero = torch.zeros_like(x)
+        x = ops.prune(x, keep)
+        whole = (torch.arange(4) & torch.ones(4, dtype=torch.int64)).to(x.dtype)
+        weight = keep.unsqueeze(-1)
+        return {
+            "alpha": (torch.add(zero, x, alpha=2.0) * weight).sum(1),
+            "whole": (x * weight).sum(1) * whole,
+            "grown": ((x * weight).sum(1, keepdim=True) + torch.zeros(1, 3, 4)).sum(1),
+        }
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_changes_something_stays(toy: Callable[..., Program], agree: Callable[..., None], exact: bool) -> None:
+    program = Lower(exact=exact)(DEFAULT(toy(Plain())))
+    assert calls(program, aten.add.Tensor, aten.add.Scalar) >= 2
+    agree(Plain(), program)
