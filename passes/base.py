@@ -61,17 +61,18 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def share(program: Program) -> Program:
-    """Compute equal expressions once, see `unite`."""
+    """Compute equal expressions once, see `unite`; what a site names is then the one that is left."""
     draft = program.draft()
-    return program.adopt(draft, refresh=not program.gathered) if unite(draft.graph) else program
+    gone = unite(draft.graph)
+    return program.adopt(draft, refresh=not program.gathered, sites=program.renamed(gone)) if gone else program
 
 
-def unite(graph: fx.Graph) -> bool:
-    """Compute equal expressions once, and say whether there were any.
+def unite(graph: fx.Graph) -> dict[str, str]:
+    """Compute equal expressions once: name of each that is gone -> name of the one that is left.
 
     Equal are ops of equal arguments, where 1, 1.0 and True differ, and 0.0 from -0.0.
     """
-    first, found = dict[Any, fx.Node](), False
+    first, found = dict[Any, fx.Node](), dict[str, str]()
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -79,7 +80,7 @@ def unite(graph: fx.Graph) -> bool:
         if earlier is not node:
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)
-            found = True
+            found[node.name] = earlier.name
     return found
 
 

@@ -92,8 +92,8 @@ def _simple(program: Program) -> Program:
             node.replace_all_uses_with(node.args[0])
         elif node.target in _RESHAPES:
             _reshape(node)
-    unite(draft.graph)
-    return program.adopt(draft, refresh=False)
+    gone = unite(draft.graph)
+    return program.adopt(draft, refresh=False, sites=program.renamed(gone))
 
 
 def _rewrite(node: fx.Node, form: Form) -> None:

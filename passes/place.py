@@ -68,11 +68,14 @@ class Place(GraphPass):
         sites = tuple(
             replace(s, pinned=max(pins.get(k, 0) for k in range(s.tokens.level, len(program.sites) + 1))) for s in program.sites
         )
+        alone = not axes.samples and not program.graph.find_nodes(
+            op="call_function", target=MEMORY
+        )  # which holds two rows at least
         sites = tuple(
             replace(
                 s,
                 most=most(program.node(s.keep), max(s.pinned, 1)),
-                whole=s.pinned <= 1 and not axes.samples and facts.first_kept(s.tokens.level),
+                whole=alone and s.pinned <= 1 and facts.first_kept(s.tokens.level),
             )
             for s in sites
         )

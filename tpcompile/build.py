@@ -29,6 +29,7 @@ from tpcompile.passes import SQUARE, Canonicalize, Dump, Hoist, Place, Recognise
 from tpcompile.passes.base import GraphPass, Hook
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
+from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
@@ -60,6 +61,7 @@ class Compiled:
         found: captured form with its sites.
         saved: ``placed`` with what saves work, rows not fetched yet.
         dump: told every step of what is made of it.
+        made: programs, by what they were made of and how.
         written: engines as ONNX, by what they were made of.
     """
 
@@ -71,29 +73,32 @@ class Compiled:
     found: Program | None = None
     saved: Program | None = None
     dump: Hook | None = None
-    written: dict[int, OnnxModel] = field(default_factory=dict, repr=False)
+    made: dict[tuple[bool, Lower], Program] = field(default_factory=dict, repr=False)
+    written: dict[bool, OnnxModel] = field(default_factory=dict, repr=False)
 
     @cached_property
     def square(self) -> Program:
         """``compact`` with every op on one count, where it can be (docs/decisions/0029)."""
         return self.compact if self.saved is None or self.compact.gathered else SQUARE(self.saved, self.dump)
 
-    def exact(self, plan: Plan) -> Program:
-        """What a plan is made of, every site storing exactly what is kept."""
+    def compacted(self, plan: Plan) -> Program:
+        """What a plan is made of, before it says how many rows a site stores."""
         return self.square if plan.square else self.compact
 
     def lowered(self, plan: Plan) -> Program:
-        """What is built of it."""
-        return plan.step(self.exact(plan))
+        """What is built of it; made once where it is the plan of more than one target, or asked for twice."""
+        key = (plan.square, plan.step)
+        if key not in self.made:
+            self.made[key] = plan.step(self.compacted(plan))
+        return self.made[key]
 
     def engine(self, plan: Plan) -> OnnxModel:
-        """The same as ONNX; where sites store exactly what is kept, written once for all targets."""
+        """The same as ONNX; without ladder and constant counts it is kept, for all targets."""
         if plan.buckets or plan.counts:
             return emit(self.lowered(plan))
-        program = self.exact(plan)
-        if id(program) not in self.written:
-            self.written[id(program)] = emit(self.lowered(plan))
-        return self.written[id(program)]
+        if plan.square not in self.written:
+            self.written[plan.square] = emit(self.lowered(plan))
+        return self.written[plan.square]
 
     @cached_property
     def padding(self) -> Padding:
@@ -267,9 +272,9 @@ def _plan(
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         trials = tune(plans, build, Path(scratch), feeds)
     taken, count = choose(trials).plan, sum(len(next(iter(feed.values()))) for feed in feeds)
-    reason = f"measured: of {len(plans)} the fastest, within {MARGIN:.0%}, on {count} samples of {name}"
+    reason = f"measured: of {len(plans)} what costs least, its load included, within {MARGIN:.0%}, on {count} samples of {name}"
     if taken == plans[0]:
-        reason = f"measured: none of {len(plans) - 1} others is {MARGIN:.0%} faster on {count} samples of {name}"
+        reason = f"measured: none of {len(plans) - 1} others costs {MARGIN:.0%} less, its load included, on {count} samples of {name}"
     return replace(taken, reason=reason), trials
 
 

@@ -251,6 +251,13 @@ class Program:
             return found
         raise StageError(f"no node {name!r} in the graph", fix="this is a bug: rerun with --dump-ir DIR and report the dump")
 
+    def renamed(self, names: Mapping[str, str]) -> tuple[Site, ...]:
+        """The sites, where nodes go by other names: old name -> new name."""
+        return tuple(
+            replace(site, **{kind: names.get(name, name) for kind, name in site.taps.items()})  # type: ignore[arg-type]  # all are text
+            for site in self.sites
+        )
+
     def draft(self) -> fx.GraphModule:
         """A copy of the graph that a pass may change."""
         draft: fx.GraphModule = copy.deepcopy(self.exported.graph_module)

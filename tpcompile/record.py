@@ -44,7 +44,7 @@ def record(
         outputs: what the engine gives.
         extent: sizes and GPUs that it was built for.
     """
-    compact, subject, takes = compiled.exact(plan), compiled.subject, accepted(compiled, extent)
+    compact, subject, takes = compiled.compacted(plan), compiled.subject, accepted(compiled, extent)
     paper = polynomial(compiled.placed)
     terms = {
         "paper": paper,

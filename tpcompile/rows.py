@@ -22,7 +22,7 @@ FAR = 3e38
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The policy of one site; with neither field set it is ``dynamic``.
+    """The policy of one site; without a ladder and a limit it is ``dynamic``.
 
     Attributes:
         ladder: rising sizes; a count is rounded up to the first that holds it, and beyond the last to a multiple of it.

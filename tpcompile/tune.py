@@ -21,7 +21,7 @@ from tpcompile.timing.stats import spread
 from tpcompile.timing.turns import TURN, measure, pinned
 
 MARGIN = 0.03
-"""How much slower than the fastest a candidate may be: about what two runs of one engine differ by."""
+"""How much more than the least a candidate may cost: about what two runs of one engine differ by."""
 SERVED = 1000
 """Inputs that pay for a load: an engine that is primed is one that stays."""
 REPEATS = 3

@@ -22,11 +22,8 @@ def rewritten(program: Program, draft: fx.GraphModule, renamed: Mapping[str, str
     Returns:
         The program, without the bounds whose logits are gone: bounds are measured on the program as ``place`` left it.
     """
-    sites = tuple(
-        replace(s, **{kind: renamed[name] for kind, name in s.taps.items() if name in renamed})  # type: ignore[arg-type]  # all are text
-        for s in program.sites
-    )
-    made = program.adopt(draft, refresh=bool(renamed) or not program.gathered, sites=sites, report=(*program.report, report))
+    sites, told = program.renamed(renamed), (*program.report, report)
+    made = program.adopt(draft, refresh=bool(renamed) or not program.gathered, sites=sites, report=told)
     if program.gathered:
         return replace(made, placements=native(made, AxesMap(made.graph)))
     levels, names = Levels(made, AxesMap(made.graph)), {node.name for node in made.graph.nodes}

@@ -14,6 +14,7 @@ from onnx.defs import OpSchema
 from onnxscript.onnx_types import BOOL, FLOAT, INT64
 from onnxscript.values import Op, Opset
 
+from tpcompile.errors import StageError
 from tpcompile.ops import COMPACT, FIT, GATHERED, MEMORY, PRUNE, PUT, RANK, RESTORE, TAKE
 from tpcompile.program import Program
 from tpcompile.rows import FAR, MIN_COUNT
@@ -207,8 +208,10 @@ def _select(x: FLOAT, dim: int, index: int) -> FLOAT:
 
 
 def _index_select(x: FLOAT, dim: int, index: INT64) -> FLOAT:
-    """Positions ``[K]`` of a dim."""
-    y: FLOAT = op.Gather(x, index, axis=dim)
+    """Positions ``[K]`` of a dim; one position without a dim of its own counts as one."""
+    shape: Any = index.shape
+    positions = index if len(shape) == 1 else op.Reshape(index, op.Constant(value_ints=[-1]))
+    y: FLOAT = op.Gather(x, positions, axis=dim)
     return y
 
 
@@ -240,6 +243,8 @@ def _compact_hosted(
     x: FLOAT, keep: BOOL, pinned: BOOL, score: FLOAT | None = None, ladder: Sequence[int] | None = None, limit: int = 0,
     exact: bool = False,
 ) -> tuple[FLOAT, BOOL, INT64]:
+    if exact:
+        raise StageError("a host stores two rows at least, and this program masks none of them", fix="cut one that is not so lowered")
     index = STORE(keep, pinned, rows=[limit, *(ladder or ())])
     return FETCH(x, index, batch=0, dim=1), FETCH(keep, index, batch=0, dim=1), index
 
