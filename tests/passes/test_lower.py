@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from expecttest import assert_expected_inline
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 from tpcompile import ops
 from tpcompile.capture import capture
-from tpcompile.errors import UsageError
+from tpcompile.errors import EmitError, UsageError
+from tpcompile.onnx.emit import emit
 from tpcompile.passes import DEFAULT, PASSES, Lower, Pipeline, pipeline
 from tpcompile.program import Program
-from tpcompile.rows import Rows
+from tpcompile.rows import MIN_COUNT, Rows
 
 GATE = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 LENGTH, WIDTH = 10, 4
@@ -233,6 +236,39 @@ def test_case_4_stores_a_single_row(toy: Callable[..., Program]) -> None:
         close(trace.outputs, {"output": Prefix()(**given)})
 
 
+class Remembered(nn.Module):
+    """A memory holds two rows at least: it keeps its masks."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        keep = keep | (torch.arange(x.shape[1]) < 1).unsqueeze(0)
+        return ops.memory(ops.prune(x, keep), keep)
+
+
+def test_case_4_leaves_a_memory(toy: Callable[..., Program]) -> None:
+    program = Lower(exact=True)(DEFAULT(toy(Remembered())))
+    assert program.rows == (Rows(),)
+    found = program(x=torch.randn(1, 7, WIDTH), keep=torch.zeros(1, 7, dtype=torch.bool))
+    assert sorted(value.shape[1] for value in found.values()) == [MIN_COUNT, MIN_COUNT]
+
+
+def test_case_4_is_no_stage(toy: Callable[..., Program]) -> None:
+    with pytest.raises(EmitError) as caught:
+        emit(Lower(exact=True)(DEFAULT(toy(Prefix()))), hosted=True)
+    assert "a host stores two rows at least" in str(caught.value)
+
+
+def test_case_4_of_one_row_in_a_runtime(toy: Callable[..., Program]) -> None:
+    given = {
+        "x": torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(0)),
+        "keep": torch.zeros(1, 7, dtype=torch.bool),
+    }
+    model = emit(Lower(exact=True)(DEFAULT(toy(Prefix())))).model
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    with torch.no_grad():
+        close({"output": torch.from_numpy(found)}, {"output": Prefix()(**given)})
+
+
 def test_case_4_leaves_what_may_fall(lowered: tuple[Model, Program, str]) -> None:
     """Position 0 is stored though dropped, or samples differ in count: masks hide what they hid."""
     _, compact, _ = lowered
@@ -283,6 +319,10 @@ def test_the_history_and_the_pipeline_tell(toy: Callable[..., Program]) -> None:
     ("step", "message"),
     [
         (Lower("16", "8"), "buckets and constant counts exclude each other\n  fix     give one of the two"),
+        (
+            Lower("16", exact=True),
+            "what is stored exactly has no buckets and no constant counts\n  fix     give one of the three",
+        ),
         (
             Lower("16+8"),
             "buckets: 16, 8 is no rising list of sizes from 2\n  fix     give sizes such as 16, or 32+64+128",

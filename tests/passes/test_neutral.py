@@ -102,3 +102,53 @@ def test_what_changes_something_stays(toy: Callable[..., Program], agree: Callab
     program = Lower(exact=exact)(DEFAULT(toy(Plain())))
     assert calls(program, aten.add.Tensor, aten.add.Scalar) >= 2
     agree(Plain(), program)
+
+
+class Told(nn.Module):
+    """Without its masks, what the second site reports is an expression that was there before: one of the two is left."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        keep = keep | (torch.arange(x.shape[1]) < 1).unsqueeze(0)
+        x = ops.prune(x, keep)
+        extra = torch.where((keep & (x.sum(-1) > 0)).unsqueeze(-1), x, 0.0).sum(1)
+        score = (x * keep.unsqueeze(-1).to(x.dtype)).sum(-1)
+        later = keep & (score > 0)
+        x = ops.prune(x, later, score)
+        return torch.where(later.unsqueeze(-1), x, 0.0).sum(1) + extra
+
+
+def test_what_a_site_names_is_what_is_left(toy: Callable[..., Program], agree: Callable[..., None]) -> None:
+    program = Lower(exact=True)(DEFAULT(toy(Told())))
+    names = {node.name for node in program.graph.nodes}
+    assert all(set(site.taps.values()) <= names for site in program.sites)
+    assert set(program.trace(x=torch.ones(1, 5, 4), keep=torch.ones(1, 5, dtype=torch.bool)).taps) >= {
+        "site1.keep",
+        "site1.score",
+    }
+    agree(Told(), program)
+
+
+class Wide(nn.Module):
+    """A bias of as many rows as channels beside tokens: whether it is as long as they are is nobody's to ask."""
+
+    def __init__(self, front: bool) -> None:
+        super().__init__()
+        self.front, self.bias = front, nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = x + (torch.zeros_like(x) + self.bias) if self.front else x
+        keep = keep & (x.sum(-1) > -9) | (torch.arange(x.shape[1]) < 1).unsqueeze(0)
+        x = ops.prune(x, keep)
+        x = x if self.front else x + keep.unsqueeze(-1).to(x.dtype) * self.bias
+        return (x * keep.unsqueeze(-1)).sum(1)
+
+
+@pytest.mark.parametrize("front", [True, False])
+@pytest.mark.parametrize("length", [4, 6])
+def test_sizes_are_not_fixed_by_looking_at_them(
+    toy: Callable[..., Program], agree: Callable[..., None], front: bool, length: int
+) -> None:
+    model = Wide(front)
+    program = Lower(exact=True)(DEFAULT(toy(model, length=length)))
+    assert [spec.shape for spec in program.inputs] == [(1, "n", 4), (1, "n")]
+    agree(model, program)

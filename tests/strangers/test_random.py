@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, note, settings
-from random_models import Model, inputs, made
+from random_models import Model, Run, inputs, made
 from random_recipes import (
     BEFORE,
     BEHIND,
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from tpcompile.capture import capture
 from tpcompile.errors import TpcompileError
-from tpcompile.passes import pipeline
+from tpcompile.passes import Lower, pipeline
 from tpcompile.program import Program, Trace
 
 ANEW = "TPCOMPILE_EXAMPLES" in os.environ
@@ -106,6 +106,15 @@ def lowered(recipe: Recipe) -> tuple[Model, Program | TpcompileError]:
         return model, error
 
 
+@lru_cache(maxsize=64)
+def stored(recipe: Recipe) -> tuple[Program, ...]:
+    """The gathered program, and where masks go when nothing but what is kept is stored, that one too."""
+    program = lowered(recipe)[1]
+    assert isinstance(program, Program)
+    exact = Lower(exact=True)(program)
+    return (program, exact) if exact.rows != program.rows else (program,)
+
+
 def drawn(recipe: Recipe, shot: Shot, least: int) -> dict[str, Tensor]:
     """The inputs of one run, of at least so many tokens; where the model needs a living one, one of each sample lives."""
     batch = recipe.batch if recipe.static or recipe.batch == 1 else shot.batch
@@ -138,9 +147,13 @@ def agree(recipe: Recipe, shot: Shot) -> bool:
     with torch.no_grad():
         rest = dict(given)
         run = model.run(rest.pop("x"), rest.pop("mask", None), rest)
-    trace = program.trace(**given)
     if any(bool((margin < NOISE * max(1.0, margin.max().item())).any()) for margin in run.margin):
         return False
+    return all(held(recipe, run, one.trace(**given)) for one in stored(recipe))
+
+
+def held(recipe: Recipe, run: Run, trace: Trace) -> bool:
+    """Hold one program's run against the masked model's."""
     if recipe.mode != "found":
         want = [[row.nonzero().flatten().tolist() for row in keep] for keep in run.keep]
         assert positions(trace, *run.keep[0].shape) == want

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -92,6 +94,27 @@ def test_the_runtime_computes_the_same(body: Callable[[Block, Tensor], Tensor], 
     for length in (1, 4, 9) if body is not gathered else (3, 9):
         x = torch.randn(1, length, WIDTH)
         np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], eager(x).detach().numpy(), atol=2e-6)
+
+
+def test_a_part_of_a_weight_is_a_weight() -> None:
+    """The exporter leaves parts of large weights as ops on the whole; runtimes compute them once."""
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[1, n, 8] x) => (float[1, n, 8] y)
+        <float[8] b = {0, 1, 2, 3, 4, 5, 6, 7}, int64[1] from = {8}, int64[1] to = {16}, int64[1] axis = {0}> {
+            part = Slice (w, from, to, axis)
+            turned = Transpose <perm = [1, 0]> (part)
+            product = MatMul (x, turned)
+            y = Add (product, b)
+        }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((16, WIDTH), dtype=np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    flatten_rows(model)
+    assert {kind: ops(model)[kind] for kind in ("Gemm", "MatMul", "Add")} == {"Gemm": 1, "MatMul": 0, "Add": 0}
+    x = np.random.default_rng(1).standard_normal((1, 5, WIDTH), dtype=np.float32)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ weight[8:].T + np.arange(8, dtype=np.float32), atol=2e-6)
 
 
 def test_heads_are_read_from_the_matrix() -> None:
