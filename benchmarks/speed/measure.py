@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
         for child in children:
             child.close()
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cell": {**asdict(cell), "name": cell.name}, "flops": {"paper": facts["paper"], "graph": facts["graph"]},
         "plan": _plan(room / cell.engine), "samples": facts["groups"], "left_out": left, "seconds": round(time.perf_counter() - begin, 1),
         "rows": [_document(child, peak) for child, peak in zip(children, peaks, strict=True)],

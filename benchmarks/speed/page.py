@@ -43,33 +43,37 @@ lengths differ, a step into or out of that column also holds what those few diff
 
 WHY = """
 Why targets are missed, from the profiles of decisions [0015](decisions/0015-shapes-are-met-at-load.md),
-[0016](decisions/0016-what-the-runtimes-are-told.md), [0017](decisions/0017-what-is-left-of-churn.md) and
-[0026](decisions/0026-what-a-change-of-shape-costs.md):
+[0016](decisions/0016-what-the-runtimes-are-told.md), [0017](decisions/0017-what-is-left-of-churn.md),
+[0026](decisions/0026-what-a-change-of-shape-costs.md) and [0032](decisions/0032-what-masks-nothing-goes.md):
 
-- *Fixed shapes* already fall behind the graph's FLOPs on MiniLM in float32: products of a few rows stream the same weights as those of
-  many, and the attention that a score looks into stays written out. No choice of shapes brings that back. Of BERT-base at /8 one to eight
-  tokens are left in most layers: products of so few rows run at 8 to 40 GFLOP/s, dense ones at 97
-  ([0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)).
+- *Weights* are read once an inference, however few rows are left. On the newer of the two machines one core reads them at 15 GB/s: 23 ms
+  of the 130 that dense BERT-base takes for 128 tokens in ONNX Runtime, 6 of DeiT-S's 54, 3 of MiniLM's 20, and arithmetic hardly runs
+  beside it. If all else fell by the FLOPs ratio of the graph, BERT-base at /2.18 would gain 1.84, DeiT-S at /1.52 1.49 and MiniLM at
+  /2.82 2.32.
+- *Fixed shapes* fall behind the graph's FLOPs for that reason, and because the attention that a score looks into stays written out. No
+  choice of shapes brings that back. Of BERT-base at /8 one to eight tokens are left in most layers: products of so few rows run at 8 to
+  40 GFLOP/s, dense ones at 97 ([0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)).
 - *Warm*, OpenVINO runs a graph of sizes known at run time only slower than one of constant sizes, a shape that repeats too: in bfloat16
   some 2 ms of 12 on MiniLM, in 300 nodes that it looks at and fuses less. Another 1 to 2 ms go to preparing them whenever the shape differs
   from the one before, known or not; `--copies` gets some of that back, for memory. On a ladder it also computes the slots: where those are
   coarse for the texts, *naive* is warm faster by as much, and pays for it whenever a shape is new, which in a stream that does not repeat
   is always.
-- *Cold*, what is left in float32 is what oneDNN makes once a size and process for attention's products, and the pages of that code:
-  BERT-base's first pass met 84,000 page faults until its weights were laid out once, and meets 35,000 now
-  ([0031](decisions/0031-a-product-stands-alone.md)). Primers move that to load, where it is told apart: of texts, one input cut to every
-  size shows them all ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before. Engines are chosen
-  primed: a ladder would make fewer kernels in a first pass that is not, and cost up to 11 % of every later one. In bfloat16 the first
-  inference lays out all weights still: BERT-base's takes 250 ms where later ones take 80.
-- BERT-base at 384 tokens, the stream of 400 and batches of MiniLM and DeiT, all OpenVINO in float32, are of before
-  [0031](decisions/0031-a-product-stands-alone.md). Static engines have the same counts and no free size: where the bound is passed by
-  a third and more, they were disturbed.
+- *Not primed*, a first pass makes oneDNN's kernels for attention's products, once a size and process, and the pages of that code:
+  BERT-base met 84,000 page faults until its weights were laid out once, and meets 35,000 now
+  ([0031](decisions/0031-a-product-stands-alone.md)). In bfloat16 the first inference lays out all weights as well: BERT-base's takes 250 ms
+  where later ones take 80. Primers move all that to load: of texts, one input cut to every size shows them all
+  ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before, and what they did not show is still new.
+- BERT-base at 384 tokens, the stream of 400 and batches of MiniLM, all OpenVINO in float32, are of before 0031. Static engines have the
+  same counts and no free size: where the bound is passed by a third and more, they were disturbed.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6
   behind the fourth. What remains there is the cost of a call.
 - The streams of DeiT are too short for a p90, so the last target says nothing of them.
-- Machine: two cores shared with other work; a few per cent between passes are noise.
+- Two machines: cells dated December 2026 are of one with two cores and nothing beside, 196 GFLOP/s and 15 GB/s a core; the others of one
+  with two cores shared with other work, 97 GFLOP/s and 27 GB/s. Where arithmetic is twice as fast and memory half, less of a FLOPs ratio
+  becomes time: BERT-base at /2.18 gained 1.90 on the older one (ONNX Runtime, warm), MiniLM at /2.82 2.33. Within a cell all rows ran in
+  turns.
 """
 
 
@@ -203,11 +207,12 @@ def cell(document: Document) -> str:
     plan = document["plan"]
     ladders = "".join(f", {name} {','.join(map(str, plan[name]))}" for name in ("buckets", "lengths") if plan[name])
     passes = len(document["rows"][0]["warm_ms"])
-    sizes = len(plan.get("swept", ()))
+    when, sizes = document.get("date", "November 2026"), len(plan.get("swept", ()))
     primed = f", a primer of {sizes} sizes" if sizes else f", {plan['primed']} primers" if plan["primed"] else ""
+    how = f"lowering {plan['lowering']}{ladders}{primed}"
     lines = [
         f"### {document['cell']['name']}\n",
-        f"{document['samples']} inferences, {passes} warm passes; lowering {plan['lowering']}{ladders}{primed}: {plan['reason']}.\n",
+        f"{document['samples']} inferences, {passes} warm passes, {when}; {how}: {plan['reason']}.\n",
         "| row | inferences | cold | warm | p90/p50 cold, warm | load, s | peak, MB | files, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -96,6 +96,18 @@ def test_figures_follow_from_times(speed: SimpleNamespace) -> None:
     assert found.best == {"cold": ("quick", 1.5), "warm": ("quick", 3.0)}
 
 
+def test_who_met_no_shape_at_load_is_taken_warm_beside_who_did(speed: SimpleNamespace) -> None:
+    """Dense takes 8 and 6 ms warm where ours, primed, takes 4 in the first pass; load and first pass are told as they are."""
+    shown = document()
+    pruned, dense, *others = shown["rows"]  # type: ignore[misc]  # rows
+    slow = {**pruned, "name": "pruned, not primed", "role": "unprimed", "cold_ms": [5.0, 5.0], "load_s": 0.5}
+    found = speed.figures.figures({**shown, "rows": [pruned, slow, {**dense, "warm_ms": [[6.0, 6.0]]}, *others]})
+    assert found.speedup == {"cold": 1.5, "warm": 3.0}
+    assert found.best["cold"] == ("dense", 1.5)
+    assert found.start == pytest.approx((1000 + 16) / (1000 + 8))
+    assert found.unprimed == pytest.approx((16 / 10, 1.5 / 5, (1000 + 16) / (500 + 10)))
+
+
 def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None:
     line = speed.page.waterfall([document()]).splitlines()[-1]
     assert line == "| minilm-100_2.6_onnx-fp32_b1_t1 | 4.00 | 5.00 (1.25) | 4.00 (0.80) | 4.00 (1.00) | 2.00 (0.50) |"
