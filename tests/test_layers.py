@@ -35,9 +35,11 @@ ROWS = (
         "compare.differ", "data.load", "onnx.stages", "onnx.types", "passes.base", "passes.candidates", "passes.fact",
         "passes.policy", "proof.float64", "proof.judgement",
     ),
+    ("passes.facts",),
+    ("passes.neutral",),
     (
         "backends", "data.probes", "onnx.quant", "passes.canonicalize", "passes.cleanup", "passes.compact", "passes.dense",
-        "passes.facts", "passes.insert", "passes.lower", "passes.mark", "passes.optimize",
+        "passes.insert", "passes.lower", "passes.mark", "passes.optimize",
     ),
     ("chain", "data.feeds", "passes.assumptions", "passes.impose", "plan", "proof.coverage", "timing.folding"),
     ("calibration", "compare.staged", "engine", "onnx.quantised", "passes.place", "proof.parity", "record", "timing.attribution"),

@@ -69,7 +69,8 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6
   behind the fourth. What remains there is the cost of a call.
-- The streams of DeiT are too short for a p90, so the last target says nothing of them.
+- The streams of DeiT are too short for a p90, so the last target says nothing of them. Its cells of two threads and of batches are of
+  November, and of weights as timm draws them: their last site kept all tokens or one.
 - Two machines: cells dated December 2026 are of one with two cores and nothing beside, 196 GFLOP/s and 15 GB/s a core; the others of one
   with two cores shared with other work, 97 GFLOP/s and 27 GB/s. Where arithmetic is twice as fast and memory half, less of a FLOPs ratio
   becomes time: BERT-base at /2.18 gained 1.90 on the older one (ONNX Runtime, warm), MiniLM at /2.82 2.33. Within a cell all rows ran in

@@ -111,9 +111,9 @@ def test_a_wrong_gather_order(sound: dict[str, Path], texts: Path, tmp_path: Pat
 
     def reverse(model: onnx.ModelProto) -> bool:
         graph = model.graph
-        index = next(node.output[0] for node in graph.node if node.op_type == "Reshape" and node.input[0] == "site0.index")
-        (at,) = [i for i, node in enumerate(graph.node) if node.op_type == "Gather" and list(node.input)[1:] == [index]
-                 and node.input[0] != "site0.keep"]  # fmt: skip
+        index = next(node.output[0] for node in graph.node if node.op_type == "Squeeze" and node.input[0] == "site0.index")
+        at = next(i for i, node in enumerate(graph.node) if node.op_type == "Gather" and list(node.input)[1:] == [index]
+                  and node.input[0] != "site0.keep")  # fmt: skip
         names = {"starts": [-1], "ends": [-(2**62)], "axes": [0], "steps": [-1]}
         graph.initializer.extend(numpy_helper.from_array(np.array(value), f"order.{name}") for name, value in names.items())
         graph.node.insert(at, helper.make_node("Slice", [index, *(f"order.{name}" for name in names)], ["reversed"]))
