@@ -86,7 +86,7 @@ class Lower(GraphPass):
             x, keep, _, score = [*node.args, None][:4]
             node.args = (x, keep, keep, score, None, 0, True)
         levels = {site.tokens.level for site in program.sites if site.node in whole}
-        return share(plain(program.adopt(draft), levels)) if whole else program
+        return share(plain(program.adopt(draft, refresh=False), levels)) if whole else program
 
     def _policies(self, program: Program) -> list[Rows]:
         sites = len(program.sites)

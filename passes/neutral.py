@@ -37,7 +37,7 @@ def plain(program: Program, exact: Collection[int] = ()) -> Program:
             call.node.replace_all_uses_with(gone[call.node])
     if not gone:
         return program
-    return program.adopt(draft, sites=program.renamed({node.name: left.name for node, left in gone.items()}))
+    return program.adopt(draft, refresh=False, sites=program.renamed({node.name: left.name for node, left in gone.items()}))
 
 
 def _fetched(graph: fx.Graph, program: Program, exact: Collection[int]) -> dict[str, tuple[str, int, int]]:

@@ -61,7 +61,7 @@ class Compiled:
         found: captured form with its sites.
         saved: ``placed`` with what saves work, rows not fetched yet.
         dump: told every step of what is made of it.
-        made: programs, by what they were made of and how.
+        made: the program that was asked for last, by what it was made of and how.
         written: engines as ONNX, by what they were made of.
     """
 
@@ -86,9 +86,10 @@ class Compiled:
         return self.square if plan.square else self.compact
 
     def lowered(self, plan: Plan) -> Program:
-        """What is built of it; made once where it is the plan of more than one target, or asked for twice."""
+        """What is built of it; the last one is kept, since a build asks for it twice."""
         key = (plan.square, plan.step)
         if key not in self.made:
+            self.made.clear()
             self.made[key] = plan.step(self.compacted(plan))
         return self.made[key]
 

@@ -1,6 +1,7 @@
 """Workarounds: for a CPU build of torch beside a CUDA build of torchvision, and for an allocator that keeps what was freed."""
 
 import ctypes
+import gc
 import importlib.util
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -61,7 +62,11 @@ def _load_extension(folders: list[Path]) -> None:
 
 
 def return_memory() -> None:
-    """Give the system what engines and graphs left behind: glibc keeps it, and the next peak would come on top. Elsewhere nothing."""
+    """Give the system what engines and graphs left behind: glibc keeps it, and the next peak would come on top. Elsewhere nothing.
+
+    Copies of graphs hold themselves (a node knows its graph, and the graph its nodes): they are collected first.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
