@@ -1,15 +1,17 @@
-"""What is known of one tensor, and of a tensor over two token dims on and off its diagonal."""
+"""What is known of one tensor, of one that is made from no other, and of one over two token dims on and off its diagonal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import fx
 
+from tpcompile.axes import NEG_INF
 from tpcompile.passes.axesmap import Described
 from tpcompile.passes.masks import moves
 from tpcompile.passes.rules import Held
 from tpcompile.passes.rules.ranges import SAME_AT_EQUALS, run
-from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value, elementwise
+from tpcompile.passes.values import TRUE, UNKNOWN, ZERO, Value, between, elementwise, written
 
 EXACT = (torch.int32, torch.int64, torch.float32, torch.float64)
 """Dtypes that hold every position as it is."""
@@ -147,3 +149,30 @@ def placed(call: Described, facts: Sequence[Fact]) -> int | None:
     factor = call.factors.ins[0][facts[0].place]
     bound = {*call.factors.rigid, *call.factors.reads}
     return next((d for d, f in enumerate(call.factors.outs[0]) if f == factor and f is not None and f not in bound), None)
+
+
+def _positions(node: fx.Node) -> Fact:
+    """``arange`` from a known number, by ones."""
+    start = 0.0 if node.target is aten.arange.default else node.args[0]
+    if not isinstance(start, (int, float)) or len(node.args) > 2:
+        return Fact(rest=Value(NEG_INF, -NEG_INF))
+    last = float(start) + max(between(node.meta["val"].shape[0]).hi - 1, 0.0)
+    place = 0 if start == 0 and node.meta["val"].dtype in (torch.int32, torch.int64) else None
+    return Fact({(0, 0): Value.of(float(start))}, Value(float(start), last), place=place)
+
+
+def source(node: fx.Node) -> Fact:
+    """Ops without tensor inputs: filled tensors are known everywhere; ``arange`` has a known first element."""
+    number: object = None
+    match node.target:
+        case aten.full.default:
+            number = node.args[1]
+        case aten.scalar_tensor.default:
+            number = node.args[0]
+        case aten.zeros.default:
+            number = 0.0
+        case aten.ones.default:
+            number = 1.0
+        case aten.arange.default | aten.arange.start_step:
+            return _positions(node)
+    return Fact(rest=written(node, number)) if isinstance(number, (int, float, bool)) else Fact()

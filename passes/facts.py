@@ -26,7 +26,7 @@ from torch import fx
 from tpcompile.axes import NEG_INF
 from tpcompile.ops import PRUNE, RESTORE
 from tpcompile.passes.axesmap import AxesMap, Described
-from tpcompile.passes.fact import LIVE, Doubt, Fact, Pair, hidden, paired, placed
+from tpcompile.passes.fact import LIVE, Doubt, Fact, Pair, hidden, paired, placed, source
 from tpcompile.passes.masks import Masks, Said, compared, kept, said
 from tpcompile.passes.rules import Held
 from tpcompile.passes.rules.ranges import WHERES
@@ -37,13 +37,11 @@ from tpcompile.passes.values import (
     WITHIN_ONE,
     ZERO,
     Value,
-    between,
     choose,
     elementwise,
     generic,
     hull_of,
     known,
-    written,
 )
 
 aten = torch.ops.aten
@@ -208,7 +206,7 @@ class Facts:
         if facts and any(isinstance(n.meta.get("val"), (torch.Tensor, tuple, list)) for n in node.all_input_nodes):
             doubts = frozenset(replace(doubt, rows=frozenset()) for f in facts for doubt in f.doubts)
             return Fact(rest=generic(node, [f.at(None, LIVE) for f in facts]), doubts=doubts)
-        return _source(node)
+        return source(node)
 
     def _derive(self, call: Described) -> Fact:
         assert call.factors is not None
@@ -375,30 +373,3 @@ class Facts:
         if own is not None and all(own(cls).finite and all(v.below(own(cls)) for v in values) for cls in self.classes):
             return True
         return self.first_kept(max(masked)) and all(value.below(fact.at(dim, 0)) for value in values)
-
-
-def _positions(node: fx.Node) -> Fact:
-    """``arange`` from a known number, by ones."""
-    start = 0.0 if node.target is aten.arange.default else node.args[0]
-    if not isinstance(start, (int, float)) or len(node.args) > 2:
-        return Fact(rest=Value(NEG_INF, -NEG_INF))
-    last = float(start) + max(between(node.meta["val"].shape[0]).hi - 1, 0.0)
-    place = 0 if start == 0 and node.meta["val"].dtype in (torch.int32, torch.int64) else None
-    return Fact({(0, 0): Value.of(float(start))}, Value(float(start), last), place=place)
-
-
-def _source(node: fx.Node) -> Fact:
-    """Ops without tensor inputs: filled tensors are known everywhere; ``arange`` has a known first element."""
-    number: object = None
-    match node.target:
-        case aten.full.default:
-            number = node.args[1]
-        case aten.scalar_tensor.default:
-            number = node.args[0]
-        case aten.zeros.default:
-            number = 0.0
-        case aten.ones.default:
-            number = 1.0
-        case aten.arange.default | aten.arange.start_step:
-            return _positions(node)
-    return Fact(rest=written(node, number)) if isinstance(number, (int, float, bool)) else Fact()

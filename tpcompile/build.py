@@ -29,7 +29,6 @@ from tpcompile.passes import SQUARE, Canonicalize, Dump, Hoist, Place, Recognise
 from tpcompile.passes.base import GraphPass, Hook
 from tpcompile.passes.cost import Polynomial, polynomial
 from tpcompile.passes.dense import KeepAll
-from tpcompile.passes.lower import Lower
 from tpcompile.passes.optimize.narrow import Trim
 from tpcompile.passes.padding import Padding, prove_padding
 from tpcompile.plan import AUTO, Plan, Wish, behind_sites, candidates, narrow, settle
@@ -61,8 +60,7 @@ class Compiled:
         found: captured form with its sites.
         saved: ``placed`` with what saves work, rows not fetched yet.
         dump: told every step of what is made of it.
-        made: the program that was asked for last, by what it was made of and how.
-        written: engines as ONNX, by what they were made of.
+        written: engines that store exactly what is kept, as ONNX: with every op on one count, and without.
     """
 
     subject: Subject
@@ -73,7 +71,6 @@ class Compiled:
     found: Program | None = None
     saved: Program | None = None
     dump: Hook | None = None
-    made: dict[tuple[bool, Lower], Program] = field(default_factory=dict, repr=False)
     written: dict[bool, OnnxModel] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -86,12 +83,8 @@ class Compiled:
         return self.square if plan.square else self.compact
 
     def lowered(self, plan: Plan) -> Program:
-        """What is built of it; the last one is kept, since a build asks for it twice."""
-        key = (plan.square, plan.step)
-        if key not in self.made:
-            self.made.clear()
-            self.made[key] = plan.step(self.compacted(plan))
-        return self.made[key]
+        """What is built of it."""
+        return plan.step(self.compacted(plan))
 
     def engine(self, plan: Plan) -> OnnxModel:
         """The same as ONNX; without ladder and constant counts it is kept, for all targets."""
