@@ -5,7 +5,7 @@
 3. ``(q @ k) * s`` with a number ``s`` is ``(q * s) @ k``.
 
 Each holds for any numbers, so nothing new has to be proved; sums come in another order, within float32 noise. A product moves only where
-all its readers let it, and fewer elements are touched then.
+all its readers let it, fewer elements are touched then, and the factor that stays has the product's dtype: a matrix product takes no other.
 """
 
 from collections.abc import Callable
@@ -60,8 +60,13 @@ def _behind(node: fx.Node, counts: Counts) -> Made:
     """Cases 1 and 2: a product whose readers sum over it."""
     if node.target not in PRODUCTS or sum(counts[reader.name] for reader in node.users) >= counts[node.name]:
         return []
+    own = node.meta["val"]
     for p, a in (node.args[:2], node.args[1::-1]):
-        if isinstance(p, fx.Node) and isinstance(a, fx.Node) and p.meta["val"].shape == node.meta["val"].shape:
+        if (
+            isinstance(p, fx.Node)
+            and isinstance(a, fx.Node)
+            and (p.meta["val"].shape, p.meta["val"].dtype) == (own.shape, own.dtype)
+        ):
             plans = [
                 _sum(reader, a, counts) if reader.target is SUM else _matmul(reader, node, a, counts) for reader in node.users
             ]
@@ -116,7 +121,7 @@ def _before(node: fx.Node, counts: Counts) -> Made:
         return []
     q, k = product.all_input_nodes if len(product.all_input_nodes) == 2 else (product, product)
     small = min(q, k, key=lambda n: counts[n.name])
-    if counts[small.name] >= counts[node.name]:
+    if counts[small.name] >= counts[node.name] or product.meta["val"].dtype != node.meta["val"].dtype:
         return []
     w = Writer(node)
     with node.graph.inserting_before(node):

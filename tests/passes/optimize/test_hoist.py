@@ -120,7 +120,27 @@ class Square(nn.Module):
         return ((probs @ probs) @ torch.where(keep.unsqueeze(-1), y, 0.0) * keep.unsqueeze(-1)).sum(1)
 
 
-@pytest.mark.parametrize("model", [Keys(), Shared(), Square()], ids=lambda model: type(model).__name__)
+class Widened(nn.Module):
+    """The factor makes the map wider than what it was, and the other side of its product is as wide."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        wide = keep.unsqueeze(-1).double()
+        probs = (x @ x.transpose(1, 2) + torch.where(keep, 0.0, -1e4).unsqueeze(1)).softmax(-1) * wide
+        return ops.prune(probs @ (x * wide), keep).mul(keep.unsqueeze(-1)).sum(1)
+
+
+class Whole(nn.Module):
+    """Numbers without fractions, scaled to some with."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = ops.prune(x, keep)
+        whole = y.long()
+        logits = (whole @ whole.transpose(1, 2)) * 0.5
+        probs = (logits + torch.where(keep, 0.0, -1e4).unsqueeze(1)).softmax(-1)
+        return (probs @ y * keep.unsqueeze(-1)).sum(1)
+
+
+@pytest.mark.parametrize("model", [Keys(), Shared(), Square(), Widened(), Whole()], ids=lambda model: type(model).__name__)
 def test_what_would_be_wrong_or_no_gain_stays(toy: Toy, agree: Agree, model: nn.Module) -> None:
     program = WHOLE(toy(model))
     assert "hoist: 0 products with a smaller side" in program.report
