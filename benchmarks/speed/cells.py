@@ -91,5 +91,5 @@ def default() -> tuple[Cell, ...]:
     found = [cell for cell in matrix() if (cell.batch, cell.threads) == (1, 1)]
     telling = {"minilm-100": 2.6, "bert-128": 2.1, "deit-s": 1.53, "deit-b": 2.0}
     for workload, ratio in telling.items():
-        found += [Cell(workload, ratio, "openvino-fp32", 8, 1), Cell(workload, ratio, "openvino-fp32", 1, 2)]
+        found += [Cell(workload, ratio, engine, *how) for how in ((8, 1), (1, 2)) for engine in ENGINES]
     return tuple(found)

@@ -58,7 +58,9 @@ def test_cells_are_told_apart_by_name(speed: SimpleNamespace) -> None:
     every, usual = speed.cells.matrix(), speed.cells.default()
     assert len({cell.name for cell in every}) == len(every)
     assert set(usual) <= set(every)
-    assert {cell.workload for cell in usual if cell.threads == 2} == {"minilm-100", "bert-128", "deit-s", "deit-b"}
+    for many in ([cell for cell in usual if cell.threads == 2], [cell for cell in usual if cell.batch == 8]):
+        assert {cell.workload for cell in many} == {"minilm-100", "bert-128", "deit-s", "deit-b"}
+        assert {cell.engine for cell in many} == set(speed.cells.ENGINES)
     assert speed.cells.Cell("deit-s", 1.53, "openvino-bf16", 8).name == "deit-s_1.53_openvino-bf16_b8_t1"
 
 
@@ -82,9 +84,10 @@ def document(**changes: object) -> dict[str, object]:
         row("quick", "peer", [6.0, 6.0], [6.0, 6.0]),
     ]  # fmt: skip
     cell = {"name": "minilm-100_2.6_onnx-fp32_b1_t1", "batch": 1}
-    plan = {"lowering": "bucketed", "buckets": [16], "lengths": [16], "primed": 0, "reason": "asked for"}
+    plan = {"lowering": "bucketed", "buckets": [16], "lengths": [16], "primed": 0, "swept": [], "reason": "asked for"}
     flops = {"paper": 4.0, "graph": 5.0}
-    return {"cell": cell, "plan": plan, "flops": flops, "samples": 2, "left_out": {"slow": "absent"}, "rows": rows, **changes}
+    known = {"date": "2026-12-01", "cell": cell, "plan": plan, "flops": flops, "samples": 2, "left_out": {"slow": "absent"}}
+    return {**known, "rows": rows, **changes}
 
 
 def test_figures_follow_from_times(speed: SimpleNamespace) -> None:
