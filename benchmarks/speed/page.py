@@ -59,8 +59,8 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   is always.
 - *Not primed*, a first pass makes oneDNN's kernels for attention's products, once a size and process, and the pages of that code:
   BERT-base met 84,000 page faults until its weights were laid out once, and meets 35,000 now
-  ([0031](decisions/0031-a-product-stands-alone.md)). In bfloat16 the first inference lays out all weights as well: BERT-base's takes 250 ms
-  where later ones take 80. Primers move all that to load: of texts, one input cut to every size shows them all
+  ([0031](decisions/0031-a-product-stands-alone.md)). In bfloat16 the first inference lays out all weights as well, dense or pruned:
+  BERT-base's takes 720 ms where later ones take 60. Primers move all that to load: of texts, one input cut to every size shows them all
   ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before, and what they did not show is still new.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
   areas for the first time, which on streams as short as these weighs as much as shapes. In ONNX Runtime with two threads it is too low a
