@@ -243,7 +243,7 @@ def candidates(
     """Every plan that a wish leaves open, the rule's own first. ``static`` is one only where it is asked for: it may not be exact.
 
     Where an input may be padded, its length and the counts behind the sites are rounded up to one ladder, too. Where the rule has every op
-    on one count, what that costs in rows is weighed once.
+    on one count, because new shapes cost, finer ladders of the counts are weighed in any case, and once what that rule costs in rows.
 
     Args:
         wish: what was asked for.
@@ -262,9 +262,13 @@ def candidates(
         for lowering in lowerings
         for form in forms
     ]
-    if "bucketed" in lowerings and "single" in forms and not wish.lengths and padded():
-        ladders = (wish.buckets,) if wish.buckets else LADDERS
-        found += [replace(first, lowering="bucketed", form="single", buckets=one, lengths=one) for one in ladders]
+    if "bucketed" in lowerings and "single" in forms:
+        both = not wish.lengths and padded()
+        ladders = (wish.buckets,) if wish.buckets else LADDERS if both or first.square else ()
+        for one in ladders:
+            plan = replace(first, lowering="bucketed", form="single", buckets=one, lengths=one if both else first.lengths)
+            if plan not in found:
+                found.append(plan)
     if first.square:
         found.append(replace(first, square=False))
     return sorted(found, key=lambda plan: plan != first)

@@ -18,7 +18,7 @@ from tpcompile.backends import Extent
 from tpcompile.build import Compiled, compile_subject, fill
 from tpcompile.calibration import grouped
 from tpcompile.data.samples import Sample
-from tpcompile.plan import Plan, Wish
+from tpcompile.plan import LADDERS, Plan, Wish
 from tpcompile.subject import subject_of
 from tpcompile.tune import Trial
 
@@ -81,7 +81,8 @@ def test_what_is_timed_has_the_copies_of_what_is_exported(
     row = Sample("", {"input_ids": np.full((1, 5), 7), "attention_mask": np.ones((1, 5), np.int64)})
     wish, extent = Wish(tune=True, copies=3), Extent({"seq": (2, 12, 48)})
     build._plan(tmp_path / "out", text_compiled, "openvino", "fp32", lambda step: None, wish, lambda: ("some", [row]), extent, ())
-    assert timed == [("dynamic", "single", True, 3), ("bucketed", "single", True, 3), ("dynamic", "single", False, 3)]
+    ladders = [("bucketed", "single", True, 3)] * len(LADDERS)
+    assert timed == [("dynamic", "single", True, 3), *ladders, ("dynamic", "single", False, 3)]
 
 
 def test_what_load_runs_is_not_what_is_timed(text_compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
