@@ -67,6 +67,9 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   bar: each static engine begins while workers of the one before still wait actively.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6
   behind the fourth. What remains there is the cost of a call.
+- BERT-base at 384 tokens and in batches, and DeiT, were tuned before finer ladders of counts were weighed for inputs of one length (*of 3*
+  in their cells, [0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)): BERT-base at 128 tokens gained up to 9 % by them. At
+  /2.18 in float32 `--tune` then took maps by rows: later passes gained 12 %, the first one lost 3 %, and 16 % on two threads.
 - The streams of DeiT are too short for a p90, so the last target says nothing of them.
 - All cells are of one machine with two cores; while one measured, the other prepared the next cell, which slows both by some 3 %. Other
   machines keep another share of a FLOPs ratio: one with 196 GFLOP/s and 15 GB/s a core gained, warm in ONNX Runtime, 1.41 on DeiT-S
