@@ -117,6 +117,8 @@ def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None
     lines = speed.page.targets([document()]).splitlines()
     assert "| of the static bound, warm | 0.95 | 0 of 1 | 0.75 to 0.75 | minilm-100_2.6_onnx-fp32_b1_t1 0.75 |" in lines
     assert "| best dense / ours, warm, MiniLM /2.6 | 2.3 | 1 of 1 | 3.00 to 3.00 | - |" in lines
+    waiting = document(cell={"name": "minilm-100_2.6_onnx-fp32_b1_t2", "batch": 1})
+    assert "| of the static bound, warm | 0.95 | 0 of 0 | not measured | - |" in speed.page.targets([waiting])
     assert "Left out: slow: absent." in speed.page.cell(document())
 
 
