@@ -15,7 +15,7 @@ from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.calibration import TOKENS, calibration, grouped
 from tpcompile.capture import capture
-from tpcompile.compat import return_memory
+from tpcompile.compat import return_memory, settled
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, collate
 from tpcompile.errors import AxisError, UsageError
@@ -125,6 +125,7 @@ class Compiled:
         return emit(self.placed)
 
 
+@settled()
 def compile_subject(
     subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
 ) -> Compiled:
@@ -168,6 +169,7 @@ def compile_subject(
     return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name], after_pass[Hoist.name], dump)
 
 
+@settled()
 def fill(
     folder: Path,
     compiled: Compiled,
@@ -211,10 +213,10 @@ def fill(
     plan, trials = _plan(folder, compiled, target, precision, say, wish, found, extent, shown)
     feeds = _observed(precision, found, subject)
     lowered = compiled.lowered(plan)
+    say("build dense")  # first: with constant sizes a runtime needs the most memory, and now the least is held
+    _build(runtime, twin, folder / "dense", precision, extent, feeds)
     say("build engine")
     outputs, stages = _engine(runtime, compiled, plan, folder, precision, extent, feeds)
-    say("build dense")
-    _build(runtime, twin, folder / "dense", precision, extent, feeds)
     (folder / "reference").mkdir()
     reference.save(folder / "reference" / "model.onnx")
     say("test vectors")

@@ -20,6 +20,8 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.rewriter._basics import MatchResult
+from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch import fx
 from torch.export import ExportedProgram
 from torch.onnx._internal import _lazy_import
@@ -40,6 +42,8 @@ NODE = re.compile(r"translating node %(\w+)")
 """How torch.onnx names what it could not translate."""
 LIBRARY: Any = _lazy_import.onnxscript_apis  # type: ignore[attr-defined]  # a lazy module: what it holds is not typed
 ASK: Callable[[], Iterable[Any]] = LIBRARY.get_torchlib_ops
+MATCHER: Any = SimplePatternMatcher
+MATCH: Callable[..., Any] = MATCHER.match
 PLAIN_NAMES: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor, aten.__or__.Tensor: aten.bitwise_or.Tensor, aten.__xor__.Tensor: aten.bitwise_xor.Tensor
 }  # fmt: skip
@@ -173,17 +177,26 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hastened() -> Iterator[None]:
-    """Keep torch.onnx from two things that it does anew in every export, and that change nothing; all is put back at the end.
+    """Keep torch.onnx from three things that take long and change nothing; all is put back at the end.
 
     The source of some 500 functions is read for its list of translations, a second: the function that makes the list is exchanged for one
-    that remembers. And its promotion of types computes every value's type and shape again, a third of the rest.
+    that remembers. Its promotion of types computes every value's type and shape again, a third of the rest. And its rules walk the whole
+    graph at each node, where they look for two nodes at once, whatever the node is.
     """
     module: Any = type_promotion
-    LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = _translations, _Promote
+    LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter, MATCHER.match = _translations, _Promote, _match
     try:
         yield
     finally:
-        LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter = ASK, _Promote.__base__
+        LIBRARY.get_torchlib_ops, module._TypePromotionInterpreter, MATCHER.match = ASK, _Promote.__base__, MATCH
+
+
+def _match(matcher: Any, model: ir.Model, graph: ir.Graph | ir.Function, node: ir.Node, **how: Any) -> Any:
+    """What the matcher finds; nothing where the first node of its pattern is of another op."""
+    op = matcher.pattern.output_nodes[0].op_identifier()
+    if op is not None and op != node.op_identifier():
+        return MatchResult().fail("another op")
+    return MATCH(matcher, model, graph, node, **how)
 
 
 class _Promote(type_promotion._TypePromotionInterpreter):

@@ -14,6 +14,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from onnxscript import rewriter
 from torch import Tensor, nn
 from torch.onnx._internal.fx.passes import type_promotion
 
@@ -223,6 +224,21 @@ def test_what_torch_is_kept_from_computing_again_changes_nothing(monkeypatch: py
     quick = ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
     monkeypatch.setattr("tpcompile.onnx.emit.hastened", contextlib.nullcontext)
     assert quick == ir.to_proto(emit(program).model).SerializeToString(deterministic=True)
+
+
+SLICED = """<ir_version: 10, opset_import: ["" : 20]> halves (float[2, 8] x) => (float[2, 4] y)
+<int64[1] start = {0}, int64[1] middle = {4}, int64[1] stop = {8}, int64[1] axis = {1}> {
+    last = Slice (x, middle, stop, axis)
+    first = Slice (x, start, middle, axis)
+    y = Add (first, last)
+}"""
+
+
+def test_rules_that_look_for_two_nodes_find_them() -> None:
+    with hastened():
+        found = rewriter.rewrite(ir.from_onnx_text(SLICED))
+    assert [node.op_type for node in found.graph] == ["Split", "Add"]
+    assert str(found) == str(rewriter.rewrite(ir.from_onnx_text(SLICED)))
 
 
 def test_exports_that_overlap_leave_torch_as_it_was() -> None:
