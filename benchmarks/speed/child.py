@@ -45,7 +45,13 @@ def onnx(spec: Mapping[str, Any], feeds: Feeds) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads, options.inter_op_num_threads = spec["threads"], 1
+    if (
+        len(spec["files"]) > 1
+    ):  # one pool for all: of pools of their own, one's workers would still wait actively while the next runs
+        onnxruntime.set_global_thread_pool_sizes(spec["threads"], 1)
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads, options.inter_op_num_threads = spec["threads"], 1
     opened = {
         sample: onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=spec.get("without", [])

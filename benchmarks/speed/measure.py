@@ -4,12 +4,14 @@ import json
 import sys
 import threading
 import time
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from cells import WORKLOADS, Cell
 from prepare import load, size_of
 
@@ -22,6 +24,8 @@ from tpcompile.timing.turns import PAUSE, TURN
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE = 900
 """Seconds until an engine that does not open is given up."""
+TRIES = 20
+"""Of a core's strength, the best counts."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
             if why := child.open():
                 left[row.name] = f"did not open: {why}"
                 children.remove(child)
+        strength = core()
         for number in range(passes + 1):
             _pass(children, facts["groups"], number, PAUSE if cell.threads > 1 else 0)
         peaks = [child.ask("end")["peak_mb"] for child in children]
@@ -138,11 +143,23 @@ def measure(cell: Cell, room: Path, peers: str) -> dict[str, Any]:
         for child in children:
             child.close()
     return {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(), "core": strength,
         "cell": {**asdict(cell), "name": cell.name}, "flops": {"paper": facts["paper"], "graph": facts["graph"]},
         "plan": _plan(room / cell.engine), "samples": facts["groups"], "left_out": left, "seconds": round(time.perf_counter() - begin, 1),
         "rows": [_document(child, peak) for child, peak in zip(children, peaks, strict=True)],
     }  # fmt: skip
+
+
+def core() -> dict[str, float]:
+    """What one core does at its best just now: GFLOP/s of a float32 product of BERT-base's size, GB/s of a sum over 256 MB."""
+    given = {"a": torch.rand(512, 768), "b": torch.rand(768, 3072), "c": torch.rand(1 << 26)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        product, total = (min(timeit.repeat(what, globals=given, number=1, repeat=TRIES)) for what in ("a @ b", "c.sum()"))
+    finally:
+        torch.set_num_threads(threads)
+    return {"gflops": round(2 * 512 * 768 * 3072 / product / 1e9, 1), "gbps": round((4 << 26) / total / 1e9, 1)}
 
 
 def rehearse(cell: Cell, room: Path, peers: str) -> dict[str, str]:

@@ -63,9 +63,7 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   BERT-base's takes 720 ms where later ones take 60. Primers move all that to load: of texts, one input cut to every size shows them all
   ([0029](decisions/0029-shapes-follow-from-one-count.md)); of images, some that came before, and what they did not show is still new.
 - The bound is taken on the first few samples, and static engines are timed warm: in the first pass ours also touch weights and work
-  areas for the first time, which on streams as short as these weighs as much as shapes. In ONNX Runtime with two threads it is no
-  bar, and counts for no target: a static engine begins while workers of the one before still wait actively. Six small sessions in turn
-  took 24 ms each where one alone took 4, and 5 where none waits actively.
+  areas for the first time, which on streams as short as these weighs as much as shapes.
 - MiniLM's thresholds are not learned: in the median text at /5 they leave the first token alone behind the second of six layers, at /2.6
   behind the fourth. What remains there is the cost of a call.
 - BERT-base at 384 tokens and in batches, and DeiT, were tuned before finer ladders of counts were weighed for inputs of one length (*of 3*
@@ -155,11 +153,6 @@ def _of(*parts: str) -> Callable[[Document], bool]:
     return lambda document: document["cell"]["batch"] == 1 and all(part in document["cell"]["name"] for part in parts)
 
 
-def _barred(document: Document) -> bool:
-    """Whether static engines are a bar: not where workers of one still wait actively when the next begins."""
-    return _of("")(document) and not _of("_onnx-fp32_b1_t2")(document)
-
-
 def _calm(document: Document, found: Figures) -> float | None:
     """The dense stream's spread over the pruned one's."""
     pruned, dense = row(document, "pruned"), row(document, "dense")
@@ -170,8 +163,8 @@ def _calm(document: Document, found: Figures) -> float | None:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    ("of the static bound, warm", _barred, lambda d, f: f.bound.get("warm"), 0.95),
-    ("of the static bound, cold", _barred, lambda d, f: f.bound.get("cold"), 0.85),
+    ("of the static bound, warm", _of(""), lambda d, f: f.bound.get("warm"), 0.95),
+    ("of the static bound, cold", _of(""), lambda d, f: f.bound.get("cold"), 0.85),
     (
         "of the static bound, not primed, first pass",
         _of("openvino"),
@@ -220,7 +213,7 @@ def cell(document: Document) -> str:
     how = f"lowering {plan['lowering']}{ladders}{primed}"
     lines = [
         f"### {document['cell']['name']}\n",
-        f"{document['samples']} inferences, {passes} warm passes, {when}; {how}: {plan['reason']}.\n",
+        f"{document['samples']} inferences, {passes} warm passes, {when}{_core(document)}; {how}: {plan['reason']}.\n",
         "| row | inferences | cold | warm | p90/p50 cold, warm | load, s | peak, MB | files, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -237,6 +230,12 @@ def cell(document: Document) -> str:
         lines.append(f"\nDisturbed: the first pass took every row, static ones too, at least {least:.2f} times the later ones.")
     left = "".join(f"\nLeft out: {name}: {why}.\n" for name, why in document["left_out"].items())
     return "\n".join(lines) + "\n" + left
+
+
+def _core(document: Document) -> str:
+    """What one core did when the cell was measured, where the document has it."""
+    found = document.get("core")
+    return f", a core of {found['gflops']:.0f} GFLOP/s and {found['gbps']:.0f} GB/s" if found else ""
 
 
 def readme(documents: Sequence[Document]) -> str:

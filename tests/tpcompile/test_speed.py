@@ -117,9 +117,16 @@ def test_the_waterfall_says_what_each_step_keeps(speed: SimpleNamespace) -> None
     lines = speed.page.targets([document()]).splitlines()
     assert "| of the static bound, warm | 0.95 | 0 of 1 | 0.75 to 0.75 | minilm-100_2.6_onnx-fp32_b1_t1 0.75 |" in lines
     assert "| best dense / ours, warm, MiniLM /2.6 | 2.3 | 1 of 1 | 3.00 to 3.00 | - |" in lines
-    waiting = document(cell={"name": "minilm-100_2.6_onnx-fp32_b1_t2", "batch": 1})
-    assert "| of the static bound, warm | 0.95 | 0 of 0 | not measured | - |" in speed.page.targets([waiting])
+    batched = document(cell={"name": "minilm-100_2.6_onnx-fp32_b8_t1", "batch": 8})
+    assert "| of the static bound, warm | 0.95 | 0 of 0 | not measured | - |" in speed.page.targets([batched])
     assert "Left out: slow: absent." in speed.page.cell(document())
+    assert ", a core of 90 GFLOP/s and 25 GB/s; lowering" in speed.page.cell(document(core={"gflops": 90.4, "gbps": 24.9}))
+
+
+def test_a_core_is_measured(speed: SimpleNamespace) -> None:
+    found = speed.measure.core()
+    assert found["gflops"] > 0
+    assert found["gbps"] > 0
 
 
 def test_a_disturbed_first_pass_is_told(speed: SimpleNamespace) -> None:
