@@ -15,7 +15,7 @@ from tpcompile.backends import Backend, Extent, backend
 from tpcompile.bundle import Vector
 from tpcompile.calibration import TOKENS, calibration, grouped
 from tpcompile.capture import capture
-from tpcompile.compat import return_memory, settled
+from tpcompile.compat import return_memory
 from tpcompile.data.load import load_data
 from tpcompile.data.samples import Sample, collate
 from tpcompile.errors import AxisError, UsageError
@@ -125,7 +125,6 @@ class Compiled:
         return emit(self.placed)
 
 
-@settled()
 def compile_subject(
     subject: Subject, dump_ir: str | Path | None = None, say: Callable[[str], None] = lambda step: None
 ) -> Compiled:
@@ -169,7 +168,6 @@ def compile_subject(
     return Compiled(subject, placed, compact, dense, work, after_pass[Recognise.name], after_pass[Hoist.name], dump)
 
 
-@settled()
 def fill(
     folder: Path,
     compiled: Compiled,

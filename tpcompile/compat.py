@@ -78,12 +78,12 @@ def return_memory() -> None:
 def settled() -> Iterator[None]:
     """Spare the collector what is there already: two million objects of the packages, which it would walk some twenty times an export.
 
-    A caller who froze objects of their own keeps them: then nothing changes.
+    What is made inside is collected as ever; garbage of before waits for the end. A caller who froze objects of their own keeps them: then
+    nothing changes.
     """
     if gc.get_freeze_count():
         yield
         return
-    gc.collect()  # garbage must not be frozen with the rest
     gc.freeze()
     try:
         yield
