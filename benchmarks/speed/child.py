@@ -46,9 +46,7 @@ def onnx(spec: Mapping[str, Any], feeds: Feeds) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if (
-        len(spec["files"]) > 1
-    ):  # one pool for all: of pools of their own, one's workers would still wait actively while the next runs
+    if len(spec["files"]) > 1:  # a pool for all: of pools of their own, the workers of one wait actively while the next runs
         onnxruntime.set_global_thread_pool_sizes(spec["threads"], 1)
         options.use_per_session_threads = False
     else:

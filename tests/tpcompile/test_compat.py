@@ -1,4 +1,4 @@
-"""What the packages are worked around with; ``tests/test_packaging.py`` has torchvision."""
+"""What the packages are worked around with; ``tests/models/test_compat.py`` has torchvision."""
 
 import gc
 import weakref
