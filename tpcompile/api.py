@@ -19,7 +19,7 @@ from tpcompile.build import compile_subject, fill
 from tpcompile.bundle import Bundle
 from tpcompile.calibration import calibration
 from tpcompile.capture import Dynamic, capture
-from tpcompile.compat import settled
+from tpcompile.compat import sparing_collector
 from tpcompile.data.feeds import batch_of, samples_of
 from tpcompile.data.samples import Sample, batches, collate
 from tpcompile.engine import load
@@ -178,7 +178,7 @@ def export(model: Model, inputs: Mapping[str, Tensor] | None = None, out: str | 
         subject = replace(subject, assume_masked=tuple(assume_masked), skip_below=skip_below)
         if flops is not None:
             subject = _fitted(folder, subject, flops, calibrate, wish.dims, progress)
-        with settled():
+        with sparing_collector():
             fill(folder, compile_subject(subject, dump_ir, say), target, precision, say, wish, named)
     return bundles.read(out)
 

@@ -75,8 +75,8 @@ def return_memory() -> None:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
-    """Spare the collector what is there already: two million objects of the packages, which it would walk some twenty times an export.
+def sparing_collector() -> Iterator[None]:
+    """Spare the collector what is there already: half a million objects of the packages, walked 17 times in an export of BERT-base.
 
     What is made inside is collected as ever; garbage of before waits for the end. A caller who froze objects of their own keeps them: then
     nothing changes.

@@ -70,7 +70,7 @@ Why targets are missed, from the profiles of decisions [0015](decisions/0015-sha
   model that anybody should use; `make demo` has one. What remains behind such sites is the cost of a call.
 - Where lengths do not vary `--tune` weighs finer ladders of counts as well (*of 5*, *4 others*;
   [0028](decisions/0028-a-ladder-is-fine-where-few-rows-are-left.md)), and of what costs the same within 3 % takes what runs least at
-  load: on DeiT-B /1.99 a ladder, for 2 or 6 inferences at load instead of 12, whose slots are 2 to 4 % of every later one. Cells *of
+  load: on DeiT-B /1.99 a ladder, for 2 or 6 inferences at load instead of 12, and the naive export is 2 to 4 % faster warm. Cells *of
   3*, and *2 others*, are of before.
 - The streams of DeiT are too short for a p90, so the last target says nothing of them.
 - Cells are of two machines with two cores each. Those that say what a core did are of the second; the others of the first, 110 GFLOP/s
